@@ -1,0 +1,81 @@
+/* Layouts that other people defined: virtio rings and headers (virtio 1.3), AF_XDP (linux/if_xdp.h). */
+#ifndef GUESTWIRE_ABI_H
+#define GUESTWIRE_ABI_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <linux/if_xdp.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "virtio 1.x is little-endian and guestwire reads it in place: big-endian hosts are not supported"
+#endif
+
+/* virtio 1.3, 2.7.5 The Virtqueue Descriptor Table */
+struct split_descriptor {
+    uint64_t address;
+    uint32_t length;
+    uint16_t flags;
+    uint16_t next;
+};
+
+#define DESCRIPTOR_F_NEXT 1
+#define DESCRIPTOR_F_WRITE 2
+#define DESCRIPTOR_F_INDIRECT 4
+
+/* 2.7.6 The Virtqueue Available Ring; used_event follows the last entry */
+struct split_available {
+    uint16_t flags;
+    uint16_t index;
+    uint16_t ring[];
+};
+
+#define AVAILABLE_F_NO_INTERRUPT 1
+
+/* 2.7.8 The Virtqueue Used Ring; avail_event follows the last entry */
+struct used_element {
+    uint32_t id;
+    uint32_t length;
+};
+
+struct split_used {
+    uint16_t flags;
+    uint16_t index;
+    struct used_element ring[];
+};
+
+#define USED_F_NO_NOTIFY 1
+
+/* 5.1.6 virtio_net_hdr; num_buffers is absent for a legacy guest without VIRTIO_NET_F_MRG_RXBUF */
+struct net_header {
+    uint8_t flags;
+    uint8_t gso_type;
+    uint16_t header_length;
+    uint16_t gso_size;
+    uint16_t checksum_start;
+    uint16_t checksum_offset;
+    uint16_t num_buffers;
+};
+
+_Static_assert(sizeof(struct split_descriptor) == 16, "virtio 1.3, 2.7.5");
+_Static_assert(offsetof(struct split_descriptor, flags) == 12, "virtio 1.3, 2.7.5");
+_Static_assert(offsetof(struct split_available, ring) == 4, "virtio 1.3, 2.7.6");
+_Static_assert(sizeof(struct used_element) == 8, "virtio 1.3, 2.7.8");
+_Static_assert(offsetof(struct split_used, ring) == 4, "virtio 1.3, 2.7.8");
+_Static_assert(sizeof(struct net_header) == 12, "virtio 1.3, 5.1.6");
+_Static_assert(sizeof(struct xdp_desc) == 16, "linux/if_xdp.h");
+
+/* Newer than the headers of the oldest distribution we build on (Linux 6.6). */
+#ifndef XDP_USE_SG
+#define XDP_USE_SG (1 << 4)
+#endif
+#ifndef XDP_PKT_CONTD
+#define XDP_PKT_CONTD (1 << 0)
+#endif
+#ifndef AF_XDP
+#define AF_XDP 44
+#endif
+#ifndef SOL_XDP
+#define SOL_XDP 283
+#endif
+
+#endif

@@ -1,0 +1,4 @@
+from guestwire.datapath.port import Port
+
+class EchoPort(Port):
+    def __init__(self) -> None: ...

@@ -1,0 +1,165 @@
+# cython: language_level=3
+"""Frames in guest buffers: the pieces of one that is sent, the placing of one that is received.
+
+A frame in guest memory is a virtio_net_hdr and then the Ethernet frame, over any number of buffers in any
+layout (virtio 1.3, 2.7.4 and 5.1.6).
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
+
+from guestwire.datapath.counters cimport (
+    DROP_NOT_NEGOTIATED,
+    DROP_TOO_LONG,
+    DROP_TOO_SHORT,
+)
+from guestwire.datapath.split_ring cimport BURST_CHAINS
+
+cdef enum:
+    NEEDS_CSUM = 1      # VIRTIO_NET_HDR_F_NEEDS_CSUM
+
+
+cdef uint32_t frame_pieces(
+    const pair_context *pair, const burst *b, const chain *c, piece *pieces, uint32_t most
+) noexcept nogil:
+    """List the pieces of the frame in a transmit chain, behind its virtio_net_hdr.
+
+    Returns their number; more than `most` means that only the first `most` were written.
+    """
+    cdef uint32_t skip = pair.header_size
+    cdef uint32_t count = 0
+    cdef uint32_t i, length
+    if c.segment_count == 1:
+        pieces[0].data = pair.window.base + c.offset + skip
+        pieces[0].length = c.first_length - skip
+        return 1
+    for i in range(c.first_segment, c.first_segment + c.segment_count):
+        length = b.segments[i].length
+        if skip >= length:
+            skip -= length
+            continue
+        if count < most:
+            pieces[count].data = pair.window.base + b.segments[i].offset + skip
+            pieces[count].length = length - skip
+        skip = 0
+        count += 1
+    return count
+
+
+cdef int check_sent_frame(const pair_context *pair, const burst *b, const chain *c, uint32_t most) noexcept nogil:
+    """Return -1 if the transmit chain holds a frame of 14 to `most` bytes, else why it is dropped (DROP_...).
+
+    Offloads are negotiated before they are used: a guest that asks for one unasked gets a counted drop.
+    """
+    cdef uint32_t header = pair.header_size
+    cdef const uint8_t *at
+    if c.length < header + ETHERNET_HEADER:
+        return DROP_TOO_SHORT
+    if c.length > header + most:
+        return DROP_TOO_LONG
+    # Flags and gso_type are the first two bytes, and a segment has at least one.
+    at = pair.window.base + c.offset
+    if at[0] & NEEDS_CSUM or (at[1] if c.first_length > 1 else pair.window.base[b.segments[c.first_segment + 1].offset]):
+        return DROP_NOT_NEGOTIATED
+    return -1
+
+
+cdef void fill_chain(
+    const pair_context *pair, const burst *b, const chain *c, uint32_t skip,
+    const uint8_t *data, uint32_t length
+) noexcept nogil:
+    """Copy `length` bytes into a receive chain, from its byte `skip` on; the caller made sure they fit."""
+    cdef uint32_t i, room, part
+    for i in range(c.first_segment, c.first_segment + c.segment_count):
+        room = b.segments[i].length
+        if skip >= room:
+            skip -= room
+            continue
+        part = min(room - skip, length)
+        memcpy(pair.window.base + b.segments[i].offset + skip, data, part)
+        data += part
+        length -= part
+        skip = 0
+        if length == 0:
+            return
+
+
+cdef void fill_header(const pair_context *pair, const burst *b, const chain *c, uint16_t num_buffers) noexcept nogil:
+    cdef uint8_t header[12]
+    write_net_header(header, pair.header_size, num_buffers)
+    fill_chain(pair, b, c, 0, header, pair.header_size)
+
+
+cdef int buffers_for(const pair_context *pair, uint32_t total) noexcept nogil:
+    """How many of the waiting receive chains a frame of `total` bytes with its header takes."""
+    cdef const burst *b = pair.buffers
+    cdef uint64_t room = 0
+    cdef uint32_t i
+    if b.first == b.end:
+        return DELIVER_LATER
+    if not pair.mergeable:
+        return 1 if b.chains[b.first].length >= total else DELIVER_NEVER
+    if b.chains[b.first].length < pair.header_size:
+        return DELIVER_NEVER
+    for i in range(b.first, b.end):
+        room += b.chains[i].length
+        if room >= total:
+            return i - b.first + 1
+    return DELIVER_NEVER if b.end - b.first == BURST_CHAINS else DELIVER_LATER
+
+
+cdef int deliver_pieces(
+    pair_context *pair, const piece *pieces, uint32_t count, uint32_t length, used_element *done
+) noexcept nogil:
+    cdef burst *b = pair.buffers
+    cdef uint32_t total = pair.header_size + length
+    cdef int chains = buffers_for(pair, total)
+    cdef uint32_t i, filled, part, at
+    cdef int k
+    cdef chain *c
+    if chains <= 0:
+        return chains
+    fill_header(pair, b, &b.chains[b.first], chains)
+    i = 0       # the piece being copied,
+    at = 0      # and how much of it is
+    filled = pair.header_size
+    for k in range(chains):
+        c = &b.chains[b.first + k]
+        while i < count and filled < c.length:
+            part = min(c.length - filled, pieces[i].length - at)
+            fill_chain(pair, b, c, filled, pieces[i].data + at, part)
+            filled += part
+            at += part
+            if at == pieces[i].length:
+                i += 1
+                at = 0
+        done[k].id = c.head
+        done[k].length = filled
+        filled = 0
+    b.first += chains
+    return chains
+
+
+cdef int deliver(
+    pair_context *pair, const piece *pieces, uint32_t count, uint32_t length, used_element *done
+) noexcept nogil:
+    """Copy a frame of `length` bytes in `count` pieces into the guest's next receive buffers.
+
+    Returns the number of buffers it took (and of elements in `done`, which needs room for 64),
+    DELIVER_LATER or DELIVER_NEVER; then nothing was taken.
+    """
+    cdef burst *b = pair.buffers
+    cdef chain *c
+    cdef uint8_t *to
+    if b.first == b.end:
+        return DELIVER_LATER
+    c = &b.chains[b.first]
+    if count != 1 or c.first_length < pair.header_size + length:
+        return deliver_pieces(pair, pieces, count, length, done)
+    to = pair.window.base + c.offset
+    write_net_header(to, pair.header_size, 1)
+    memcpy(to + pair.header_size, pieces[0].data, length)
+    done.id = c.head
+    done.length = pair.header_size + length
+    b.first += 1
+    return 1

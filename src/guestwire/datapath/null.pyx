@@ -1,0 +1,70 @@
+# cython: language_level=3
+"""A port that takes every frame and never has one: a sink for benchmarks and quarantined guests."""
+
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+
+from guestwire.datapath.abi cimport used_element
+from guestwire.datapath.counters cimport DROP_PORT
+from guestwire.datapath.port cimport Port, pair_context, port
+from guestwire.datapath.split_ring cimport BURST_CHAINS, burst, chain
+
+cdef struct null_port:
+    port base
+    uint32_t sent
+    used_element sent_elements[BURST_CHAINS]
+
+
+cdef void null_rx_post(port *self, burst *buffers) noexcept nogil:
+    pass
+
+
+cdef uint32_t null_rx_poll(port *self, const used_element **done) noexcept nogil:
+    return 0
+
+
+cdef void null_tx_submit(port *self, burst *frames) noexcept nogil:
+    cdef null_port *n = <null_port *>self
+    cdef pair_context *pair = self.pair
+    cdef chain *c
+    n.sent = 0
+    while frames.first < frames.end:
+        c = &frames.chains[frames.first]
+        pair.counters.tx.frames += 1
+        pair.counters.tx.bytes += c.length - min(c.length, pair.header_size)
+        n.sent_elements[n.sent].id = c.head
+        n.sent_elements[n.sent].length = 0
+        n.sent += 1
+        frames.first += 1
+    pair.counters.tx.drops[DROP_PORT] += n.sent
+
+
+cdef uint32_t null_tx_poll(port *self, const used_element **done) noexcept nogil:
+    cdef null_port *n = <null_port *>self
+    cdef uint32_t count = n.sent
+    done[0] = n.sent_elements
+    n.sent = 0
+    return count
+
+
+cdef void null_drain(port *self) noexcept nogil:
+    pass
+
+
+cdef class NullPort(Port):
+    """Takes every frame and drops it, counted; never has one for the guest."""
+
+    def __cinit__(self):
+        cdef null_port *n = <null_port *>calloc(1, sizeof(null_port))
+        if n == NULL:
+            raise MemoryError
+        self.port = &n.base
+        n.base.rx_post = null_rx_post
+        n.base.rx_poll = null_rx_poll
+        n.base.tx_submit = null_tx_submit
+        n.base.tx_poll = null_tx_poll
+        n.base.drain = null_drain
+        n.base.fd = -1
+
+    def __dealloc__(self):
+        free(self.port)

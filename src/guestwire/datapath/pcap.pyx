@@ -1,0 +1,242 @@
+# cython: language_level=3
+"""A port that sends the guest the frames of one capture file and writes what it sends to another."""
+
+import os
+import struct
+
+from libc.errno cimport errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.unistd cimport write
+
+from guestwire.datapath.abi cimport used_element
+from guestwire.datapath.counters cimport COPY_PORT, DROP_PORT, DROP_TOO_LONG, pair_counters
+from guestwire.datapath.frames cimport DELIVER_LATER, DELIVER_NEVER, check_sent_frame, deliver, frame_pieces, piece
+from guestwire.datapath.port cimport Port, pair_context, port
+from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
+
+cdef enum:
+    LONGEST_FRAME = 65550
+    RECORD_HEADER = 16
+    OUTPUT_BYTES = 64 * (LONGEST_FRAME + RECORD_HEADER)     # a whole burst of the longest frames
+
+LINKTYPE_ETHERNET = 1
+_MAGICS = {0xA1B2C3D4: "microseconds", 0xA1B23C4D: "nanoseconds"}
+
+cdef struct pcap_port:
+    port base
+    # Frames to deliver: positions of the records' headers in the mapped input.
+    const uint8_t *input
+    uint64_t *records
+    uint64_t record_count
+    uint64_t next_record
+    bint swapped
+    # Frames from the guest.
+    int output_fd
+    int output_error            # errno of the write that failed; nothing is written after it
+    uint8_t *output
+    uint64_t output_used
+    uint32_t sent
+    used_element sent_elements[BURST_CHAINS]
+    used_element received_elements[2 * BURST_CHAINS]
+    piece pieces[BURST_SEGMENTS]
+
+
+cdef inline uint32_t captured_length(const pcap_port *p, uint64_t position) noexcept nogil:
+    cdef uint32_t length
+    memcpy(&length, p.input + position + 8, 4)
+    return __builtin_bswap32(length) if p.swapped else length
+
+
+cdef extern from *:
+    uint32_t __builtin_bswap32(uint32_t) nogil
+
+
+cdef void pcap_rx_post(port *self, burst *buffers) noexcept nogil:
+    pass
+
+
+cdef uint32_t pcap_rx_poll(port *self, const used_element **done) noexcept nogil:
+    cdef pcap_port *p = <pcap_port *>self
+    cdef pair_counters *counters = self.pair.counters
+    cdef uint32_t received = 0
+    cdef uint64_t position
+    cdef int buffers
+    cdef piece frame
+    while p.next_record < p.record_count and received < BURST_CHAINS:
+        position = p.records[p.next_record]
+        frame.data = p.input + position + RECORD_HEADER
+        frame.length = captured_length(p, position)
+        buffers = deliver(self.pair, &frame, 1, frame.length, &p.received_elements[received])
+        if buffers == DELIVER_LATER:
+            break
+        p.next_record += 1
+        if buffers == DELIVER_NEVER:
+            counters.rx.drops[DROP_TOO_LONG] += 1
+            continue
+        received += buffers
+        counters.rx.frames += 1
+        counters.rx.bytes += frame.length
+        counters.rx.copied_frames[COPY_PORT] += 1
+        counters.rx.copied_bytes += frame.length
+    self.wants_buffers = p.next_record < p.record_count
+    done[0] = p.received_elements
+    return received
+
+
+cdef void append_record(pcap_port *p, const piece *pieces, uint32_t count, uint32_t length) noexcept nogil:
+    cdef timespec now
+    cdef uint32_t header[4]
+    cdef uint32_t i
+    clock_gettime(CLOCK_REALTIME, &now)
+    header[0] = <uint32_t>now.tv_sec
+    header[1] = <uint32_t>now.tv_nsec
+    header[2] = header[3] = length
+    memcpy(p.output + p.output_used, header, RECORD_HEADER)
+    p.output_used += RECORD_HEADER
+    for i in range(count):
+        memcpy(p.output + p.output_used, pieces[i].data, pieces[i].length)
+        p.output_used += pieces[i].length
+
+
+cdef void flush(pcap_port *p) noexcept nogil:
+    cdef uint64_t at = 0
+    cdef ssize_t n
+    while at < p.output_used and not p.output_error:
+        n = write(p.output_fd, p.output + at, p.output_used - at)
+        if n > 0:
+            at += n
+        else:
+            p.output_error = errno
+    p.output_used = 0
+
+
+cdef void pcap_tx_submit(port *self, burst *frames) noexcept nogil:
+    cdef pcap_port *p = <pcap_port *>self
+    cdef pair_context *pair = self.pair
+    cdef pair_counters *counters = pair.counters
+    cdef chain *c
+    cdef uint32_t length, count
+    cdef int reason
+    p.sent = 0
+    while frames.first < frames.end:
+        c = &frames.chains[frames.first]
+        reason = check_sent_frame(pair, frames, c, LONGEST_FRAME)
+        if reason >= 0:
+            counters.tx.drops[reason] += 1
+        else:
+            length = c.length - pair.header_size
+            counters.tx.frames += 1
+            counters.tx.bytes += length
+            if p.output_fd < 0 or p.output_error:
+                counters.tx.drops[DROP_PORT] += 1
+            else:
+                count = frame_pieces(pair, frames, c, p.pieces, BURST_SEGMENTS)
+                append_record(p, p.pieces, count, length)
+                counters.tx.copied_frames[COPY_PORT] += 1
+                counters.tx.copied_bytes += length
+        p.sent_elements[p.sent].id = c.head
+        p.sent_elements[p.sent].length = 0
+        p.sent += 1
+        frames.first += 1
+    flush(p)
+
+
+cdef uint32_t pcap_tx_poll(port *self, const used_element **done) noexcept nogil:
+    cdef pcap_port *p = <pcap_port *>self
+    cdef uint32_t count = p.sent
+    done[0] = p.sent_elements
+    p.sent = 0
+    return count
+
+
+cdef void pcap_drain(port *self) noexcept nogil:
+    pass
+
+
+def _index(data):
+    """Return the positions of all records in a capture file's bytes, and whether it is byte-swapped."""
+    if len(data) < 24:
+        raise ValueError("shorter than a capture file's header of 24 bytes")
+    magic = struct.unpack_from("<I", data)[0]
+    swapped = struct.unpack_from(">I", data)[0] in _MAGICS
+    if magic not in _MAGICS and not swapped:
+        raise ValueError(f"unknown magic number {magic:#010x}: only classic pcap files are read "
+                         "(convert others with: editcap -F pcap OLD NEW)")
+    order = ">" if swapped else "<"
+    linktype = struct.unpack_from(order + "I", data, 20)[0] & 0xFFFF
+    if linktype != LINKTYPE_ETHERNET:
+        raise ValueError(f"link type {linktype}: only Ethernet (1) can be sent to a guest")
+    positions = []
+    at = 24
+    while at + RECORD_HEADER <= len(data):
+        length = struct.unpack_from(order + "I", data, at + 8)[0]
+        if not 14 <= length <= LONGEST_FRAME or at + RECORD_HEADER + length > len(data):
+            raise ValueError(f"record {len(positions) + 1} at byte {at} has a length of {length} bytes")
+        positions.append(at)
+        at += RECORD_HEADER + length
+    return positions, swapped
+
+
+cdef class PcapPort(Port):
+    """Sends the guest the frames of a capture file, each once, and writes what the guest sends.
+
+    Args:
+        frames: the bytes of a classic pcap file of Ethernet frames, or None to send nothing.
+        output_fd: an open file to write a pcap file with nanosecond times to; borrowed; -1 for none.
+
+    Raises:
+        ValueError: `frames` is not such a file.
+    """
+
+    cdef object input_buffer
+
+    def __cinit__(self):
+        cdef pcap_port *p = <pcap_port *>calloc(1, sizeof(pcap_port))
+        if p == NULL:
+            raise MemoryError
+        self.port = &p.base
+        p.base.rx_post = pcap_rx_post
+        p.base.rx_poll = pcap_rx_poll
+        p.base.tx_submit = pcap_tx_submit
+        p.base.tx_poll = pcap_tx_poll
+        p.base.drain = pcap_drain
+        p.base.fd = -1
+        p.output_fd = -1
+
+    def __init__(self, frames, output_fd=-1):
+        cdef pcap_port *p = <pcap_port *>self.port
+        cdef const uint8_t[::1] view
+        cdef uint64_t i
+        if frames is not None:
+            positions, p.swapped = _index(frames)
+            self.input_buffer = view = frames
+            p.input = &view[0]
+            p.records = <uint64_t *>calloc(max(1, len(positions)), sizeof(uint64_t))
+            if p.records == NULL:
+                raise MemoryError
+            for i, position in enumerate(positions):
+                p.records[i] = position
+            p.record_count = len(positions)
+        if output_fd >= 0:
+            p.output = <uint8_t *>calloc(1, OUTPUT_BYTES)
+            if p.output == NULL:
+                raise MemoryError
+            if os.fstat(output_fd).st_size == 0:
+                os.write(output_fd, struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, LONGEST_FRAME,
+                                                LINKTYPE_ETHERNET))
+            p.output_fd = output_fd
+
+    @property
+    def output_error(self):
+        """The errno of the write that failed, 0 if none did. Frames after it are dropped, counted."""
+        return (<pcap_port *>self.port).output_error
+
+    def __dealloc__(self):
+        cdef pcap_port *p = <pcap_port *>self.port
+        if p != NULL:
+            free(p.records)
+            free(p.output)
+            free(p)

@@ -1,0 +1,39 @@
+"""What the worker asks of a port: four verbs, each a burst, none of which blocks."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from guestwire.datapath.abi cimport used_element
+from guestwire.datapath.counters cimport pair_counters
+from guestwire.datapath.split_ring cimport burst, split_ring
+from guestwire.datapath.window cimport window
+
+# What a port may use of its queue pair.
+cdef struct pair_context:
+    const window *window
+    split_ring *rx
+    split_ring *tx
+    burst *buffers              # receive chains popped and not yet taken by the port
+    pair_counters *counters
+    uint16_t header_size        # of virtio_net_hdr: 12, or 10 for a legacy guest
+    bint mergeable              # VIRTIO_NET_F_MRG_RXBUF
+
+# Completions are handed over as an array that stays the port's and is valid until its next call.
+cdef struct port:
+    # Take buffers from the front of `buffers`, as many as are useful now.
+    void (*rx_post)(port *self, burst *buffers) noexcept nogil
+    # Frames that have arrived; all buffers of one frame in one array, in order.
+    uint32_t (*rx_poll)(port *self, const used_element **done) noexcept nogil
+    # Take frames from the front of `frames`, as many as there is room for.
+    void (*tx_submit)(port *self, burst *frames) noexcept nogil
+    # Frames that have left: their buffers are the guest's again.
+    uint32_t (*tx_poll)(port *self, const used_element **done) noexcept nogil
+    # Called once after the worker's loop: finish what can be finished. Buffers that remain are offered
+    # to the next port, in the guest's order.
+    void (*drain)(port *self) noexcept nogil
+    pair_context *pair
+    int fd                      # readable when rx_poll has something; -1: never sleeps for that
+    bint wants_buffers          # a kick of the receive ring is worth waking up for
+    bint busy                   # tx_poll or rx_poll must be called again soon: do not sleep
+
+cdef class Port:
+    cdef port *port             # owned by the subclass

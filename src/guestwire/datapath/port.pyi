@@ -1,0 +1,3 @@
+class Port:
+    @property
+    def fd(self) -> int: ...

@@ -1,0 +1,30 @@
+from guestwire.datapath.counters import Counters
+from guestwire.datapath.port import Port
+from guestwire.datapath.split_ring import SplitRing
+from guestwire.datapath.window import Window
+
+class QueuePair:
+    window: Window
+    port: Port
+    rx: SplitRing
+    tx: SplitRing
+    def __init__(
+        self,
+        window: Window,
+        port: Port,
+        rx: SplitRing,
+        tx: SplitRing,
+        *,
+        header_size: int = 12,
+        mergeable: bool = False,
+        counters: Counters,
+        index: int = 0,
+        poll_us: int = 50,
+        trouble_fd: int = -1,
+    ) -> None: ...
+    def run(self) -> None: ...
+    def step(self) -> int: ...
+    def finish(self) -> None: ...
+    def settle(self) -> None: ...
+    def stop(self) -> None: ...
+    def enable(self, *, rx: bool, tx: bool) -> None: ...

@@ -1,0 +1,46 @@
+"""What can go wrong, whose fault it is, and what to do about it.
+
+Every error shown to a person is one of these.  ``str(error)`` says what happened and why;
+``error.remedy`` says what to type or change next.
+"""
+
+from __future__ import annotations
+
+
+class GuestwireError(Exception):
+    """The root of all errors that guestwire raises on purpose.
+
+    Args:
+        message: what happened and why, with the names and numbers involved.
+        remedy: what to do about it: a command to type or a setting to change.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class ConfigurationError(GuestwireError):
+    """The description of guests and ports contradicts itself or names what does not exist."""
+
+    exit_code = 2
+
+
+class HostError(GuestwireError):
+    """This machine refuses or lacks something: a permission, an interface, memory, a kernel feature."""
+
+    exit_code = 3
+
+
+class FrontendError(GuestwireError):
+    """The vhost-user frontend broke the protocol; its session ends, other guests go on."""
+
+    exit_code = 4
+
+
+class GuestError(GuestwireError):
+    """The guest's driver broke the virtio rules; its ring stops, other rings go on."""
+
+    exit_code = 5

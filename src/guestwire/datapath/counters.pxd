@@ -9,7 +9,8 @@ cdef enum:
     COPY_BUFFER_TOO_SMALL = 2   # the guest's buffer cannot hold the largest frame in one piece
     COPY_SCATTERED = 3          # more pieces than a multi-buffer frame may have, or none allowed
     COPY_BAD_PLACE = 4          # the kernel put the frame elsewhere than asked
-    COPY_REASON_COUNT = 5
+    COPY_PAGE_CROSSING = 5      # a device does not see it in one piece
+    COPY_REASON_COUNT = 6
 
 # Why a frame was dropped. Names: DROP_REASONS in counters.pyx.
 cdef enum:

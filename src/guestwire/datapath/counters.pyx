@@ -22,47 +22,13 @@ cdef extern from "<sys/mman.h>" nogil:
 MAGIC = b"GWCOUNT1"
 HEADER_BYTES = 64
 PAIR_BYTES = sizeof(pair_counters)
-COPY_REASONS = ("port_copies", "bounce_mode", "buffer_too_small", "scattered", "bad_place")
+COPY_REASONS = ("port_copies", "bounce_mode", "buffer_too_small", "scattered", "bad_place", "page_crossing")
 DROP_REASONS = ("too_short", "too_long", "no_buffers", "ring_disabled", "not_negotiated", "no_receiver",
                 "unexpected_place")
-_DIRECTION = struct.Struct("<5Q8Q8Q")
-_WORKER = struct.Struct("<7Q")
-_WORKER_NAMES = ("bursts", "sleeps", "rx_calls", "tx_calls", "kicks", "system_calls", "ring_errors")
+WORKER_COUNTERS = ("bursts", "sleeps", "rx_calls", "tx_calls", "kicks", "system_calls", "ring_errors")
 
 if len(COPY_REASONS) != COPY_REASON_COUNT or len(DROP_REASONS) != DROP_REASON_COUNT:
     raise ImportError("counters.pxd and counters.pyx disagree")
-
-
-def _direction(data, offset):
-    values = _DIRECTION.unpack_from(data, offset)
-    named = dict(zip(("frames", "bytes", "zero_copy_frames", "direct_frames", "copied_bytes"), values))
-    named["copied_frames"] = {n: v for n, v in zip(COPY_REASONS, values[5:13]) if v}
-    named["drops"] = {n: v for n, v in zip(DROP_REASONS, values[13:21]) if v}
-    return named
-
-
-def decode(data):
-    """Turn the bytes of a counter file into one dictionary a queue pair.
-
-    Each has ``rx`` and ``tx`` (``frames``, ``bytes``, ``zero_copy_frames``, ``direct_frames``,
-    ``copied_frames`` and ``drops`` by reason, ``copied_bytes``) and ``worker`` (``bursts``, ``sleeps``, ...).
-
-    Raises:
-        ValueError: these are not the bytes of a counter file of this version.
-    """
-    if len(data) < HEADER_BYTES or bytes(data[:8]) != MAGIC:
-        raise ValueError("not a guestwire counter file of this version")
-    pairs, size = struct.unpack_from("<II", data, 8)
-    if size != PAIR_BYTES or len(data) < HEADER_BYTES + pairs * size:
-        raise ValueError("a guestwire counter file of another version, or a truncated one")
-    return [
-        {
-            "rx": _direction(data, at),
-            "tx": _direction(data, at + sizeof(direction_counters)),
-            "worker": dict(zip(_WORKER_NAMES, _WORKER.unpack_from(data, at + 2 * sizeof(direction_counters)))),
-        }
-        for at in range(HEADER_BYTES, HEADER_BYTES + pairs * size, size)
-    ]
 
 
 cdef class Counters:
@@ -93,5 +59,5 @@ cdef class Counters:
         return &(<pair_counters *>(self.area + <uint64_t>HEADER_BYTES))[index]
 
     def read(self):
-        """Return the counters now, as `decode` does."""
-        return decode((<const char *>self.area)[:self.area_size])
+        """Return the file's bytes now; `guestwire.metrics.decode` explains them."""
+        return (<const char *>self.area)[:self.area_size]

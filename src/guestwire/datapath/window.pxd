@@ -19,6 +19,7 @@ cdef struct mapping:
     uint64_t offset         # of the region in the window
     uint64_t start          # of the pages mapped for it, in the window
     uint64_t length         # of these pages
+    uint64_t page           # their size
 
 cdef struct window:
     uint8_t *base
@@ -30,6 +31,7 @@ cdef struct window:
     uint32_t fault          # 1 + index of the mapping whose file shrank under us, else 0
     region *regions
     mapping *mappings
+    uint8_t *joined         # by page of 4,096 bytes: it and the next are one piece of memory to a device
 
 cdef inline uint64_t window_translate(
     const window *w, uint32_t *hint, uint64_t address, uint64_t length
@@ -44,6 +46,14 @@ cdef inline uint64_t window_translate(
     if distance < r.size and length <= r.size - distance:
         return r.offset + distance
     return window_search(w, hint, address, length)
+
+cdef inline bint window_contiguous(const window *w, uint64_t offset, uint64_t length) noexcept nogil:
+    """Tell whether a device sees `length` bytes at `offset` in one piece."""
+    cdef uint64_t page
+    for page in range(offset >> 12, (offset + length - 1) >> 12):
+        if not w.joined[page]:
+            return False
+    return True
 
 cdef uint64_t window_search(
     const window *w, uint32_t *hint, uint64_t address, uint64_t length

@@ -181,7 +181,7 @@ def _place(regions):
         last = -(-(file_offset + size) // page) * page
         alignment = max(page, HUGE_PAGE) if last - first >= HUGE_PAGE else page
         start = end + (first - end) % alignment
-        placed.append((guest, user, size, fd, first, start, last - first, start + file_offset - first))
+        placed.append((guest, user, size, fd, first, start, last - first, start + file_offset - first, page))
         end = start + last - first
     return placed, end
 
@@ -240,16 +240,16 @@ cdef class Window:
         if mmap(w.base, w.size, PROT_READ | PROT_WRITE,
                 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED:
             raise OSError(errno, "cannot map the window: " + os.strerror(errno))
-        for i, (guest, user, size, fd, file_offset, start, length, offset) in enumerate(placed):
+        for i, (guest, user, size, fd, file_offset, start, length, offset, page) in enumerate(placed):
             m = &w.mappings[i]
             m.user_address, m.size, m.offset = user, size, offset
-            m.start, m.length = start, length
+            m.start, m.length, m.page = start, length, page
             if mmap(w.base + m.start, m.length, PROT_READ | PROT_WRITE,
                     MAP_FIXED | MAP_SHARED, fd, file_offset) == MAP_FAILED:
                 raise OSError(errno, f"cannot map {length:#x} bytes of guest memory at guest address "
                                      f"{guest:#x}: {os.strerror(errno)}")
             w.mapping_count += 1
-        for guest, _, size, _, _, _, _, offset in sorted(placed):
+        for guest, _, size, _, _, _, _, offset, _ in sorted(placed):
             if r != NULL and guest == r.guest_address + r.size and offset == r.offset + r.size:
                 r.size += size
                 continue
@@ -267,6 +267,24 @@ cdef class Window:
     def bounce_offset(self):
         """Where the bounce frames begin, as an offset in the window."""
         return self.w.bounce_offset
+
+    def find_contiguous_pages(self):
+        """Find out which neighbouring pages a device sees in one piece: needed before zero-copy mode.
+
+        Known without looking: the inside of a huge page is one piece.
+        """
+        cdef uint32_t i
+        cdef uint64_t page
+        cdef mapping *m
+        if self.w.joined != NULL:
+            return
+        self.w.joined = <uint8_t *>calloc(self.w.size // SMALL_PAGE + 1, 1)
+        if self.w.joined == NULL:
+            raise MemoryError
+        for i in range(self.w.mapping_count):
+            m = &self.w.mappings[i]
+            for page in range(m.start // SMALL_PAGE, (m.start + m.length) // SMALL_PAGE):
+                self.w.joined[page] = (page + 1) * SMALL_PAGE % m.page != 0
 
     @property
     def fault(self):
@@ -335,3 +353,4 @@ cdef class Window:
         self.close()
         free(self.w.mappings)
         free(self.w.regions)
+        free(self.w.joined)

@@ -6,6 +6,7 @@ class XdpPort(Port):
         self,
         socket: XdpSocket,
         *,
+        umem_offset: int,
         bounce_offset: int,
         bounce_frames: int,
         guest_memory: bool,

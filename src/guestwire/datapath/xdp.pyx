@@ -27,6 +27,7 @@ from guestwire.datapath.counters cimport (
     COPY_BAD_PLACE,
     COPY_BOUNCE_MODE,
     COPY_BUFFER_TOO_SMALL,
+    COPY_PAGE_CROSSING,
     COPY_SCATTERED,
     DROP_NO_BUFFERS,
     DROP_TOO_LONG,
@@ -51,7 +52,7 @@ from guestwire.datapath.split_ring cimport (
     chain,
     split_ring_read_chain,
 )
-from guestwire.datapath.window cimport FRAME_BYTES
+from guestwire.datapath.window cimport FRAME_BYTES, window, window_contiguous
 from guestwire.datapath.xdp_socket cimport (
     XdpSocket,
     ring_needs_wakeup,
@@ -71,6 +72,7 @@ cdef enum:
     SEND_RESERVE = 64           # bounce frames that receiving leaves for sending
     WAKES_A_BURST = 4           # the kernel sends 32 frames a call in copy mode
     DRAIN_NS = 100000000        # the longest wait for frames on their way out
+    COPY_NOT = 0xFF             # beside the reasons: no copy
     WITH_THE_KERNEL = 1
     ARRIVED = 0
 
@@ -81,7 +83,8 @@ cdef struct posted_buffer:
     uint64_t header             # window offset of the virtio_net_hdr, for a guest buffer
     uint32_t frame              # number of the bounce frame, or GUEST_BUFFER
     uint16_t head               # the chain, or NO_HEAD
-    uint16_t state
+    uint8_t state
+    uint8_t reason              # why a bounce frame: COPY_...
 
 cdef struct xdp_port:
     port base
@@ -91,6 +94,7 @@ cdef struct xdp_port:
     socket_ring *tx
     uint64_t umem               # window offset of UMEM address 0
     uint64_t bounce             # UMEM address of the first bounce frame
+    uint32_t chunk
     uint32_t before_frame       # bytes from a fill address to its frame
     uint32_t room_needed        # bytes a guest buffer must have behind the header
     uint32_t longest_frame
@@ -122,7 +126,7 @@ cdef struct xdp_port:
 # --- receive ---------------------------------------------------------------------------------------
 
 cdef inline void post(
-    xdp_port *x, uint64_t address, uint64_t header, uint32_t frame, uint16_t head
+    xdp_port *x, uint64_t address, uint64_t header, uint32_t frame, uint16_t head, uint8_t reason
 ) noexcept nogil:
     cdef posted_buffer *e = &x.posted[x.posted_end & x.posted_mask]
     e.address = address
@@ -130,6 +134,7 @@ cdef inline void post(
     e.frame = frame
     e.head = head
     e.state = WITH_THE_KERNEL
+    e.reason = reason
     x.posted_end += 1
     (<uint64_t *>x.fill.entries)[x.fill.mine & x.fill.mask] = address
     x.fill.mine += 1
@@ -160,10 +165,14 @@ cdef bint place_for_frame(
     return b.segments[i + 1].length >= needed
 
 
-cdef void post_spare_frames(xdp_port *x, uint32_t space, uint32_t most) noexcept nogil:
+cdef inline void post_frame(xdp_port *x, uint16_t head, uint8_t reason) noexcept nogil:
+    x.free_count -= 1
+    post(x, frame_address(x, x.free_frames[x.free_count]), 0, x.free_frames[x.free_count], head, reason)
+
+
+cdef void post_spare_frames(xdp_port *x, uint32_t space, uint32_t most, uint8_t reason) noexcept nogil:
     while space and x.free_count > SEND_RESERVE and x.spare_posted < most:
-        x.free_count -= 1
-        post(x, frame_address(x, x.free_frames[x.free_count]), 0, x.free_frames[x.free_count], NO_HEAD)
+        post_frame(x, NO_HEAD, reason)
         space -= 1
 
 
@@ -173,27 +182,30 @@ cdef void xdp_rx_post(port *self, burst *buffers) noexcept nogil:
     cdef uint32_t space = x.posted_mask + 1 - (x.posted_end - x.posted_first)
     cdef uint32_t before = x.fill.mine
     cdef uint64_t header, data
+    cdef uint8_t reason
     cdef chain *c
     space = min(space, ring_space(x.fill, BURST_CHAINS))
     if not x.guest_memory:
-        post_spare_frames(x, space, x.fill.size)
-    else:
-        while space and buffers.first < buffers.end:
-            c = &buffers.chains[buffers.first]
-            if place_for_frame(pair, buffers, c, x.room_needed, &header, &data):
-                post(x, data - x.umem - x.before_frame, header, GUEST_BUFFER, c.head)
-            elif c.length < pair.header_size + x.longest_frame:
-                # It cannot hold a frame by itself: it waits here for arrivals in spare frames.
-                post_spare_frames(x, space, BURST_CHAINS)
-                break
-            elif x.free_count > SEND_RESERVE:
-                x.free_count -= 1
-                post(x, frame_address(x, x.free_frames[x.free_count]), 0,
-                     x.free_frames[x.free_count], c.head)
-            else:
-                break
-            buffers.first += 1
-            space -= 1
+        post_spare_frames(x, space, x.fill.size, COPY_BOUNCE_MODE)
+    while x.guest_memory and space and buffers.first < buffers.end:
+        c = &buffers.chains[buffers.first]
+        reason = COPY_BUFFER_TOO_SMALL
+        if place_for_frame(pair, buffers, c, x.room_needed, &header, &data):
+            reason = COPY_PAGE_CROSSING
+            if not x.zero_copy or window_contiguous(pair.window, data - x.before_frame, x.chunk):
+                reason = COPY_NOT
+        if reason == COPY_NOT:
+            post(x, data - x.umem - x.before_frame, header, GUEST_BUFFER, c.head, 0)
+        elif c.length < pair.header_size + x.longest_frame:
+            # It cannot hold a frame by itself: it waits here for arrivals in spare frames.
+            post_spare_frames(x, space, BURST_CHAINS, reason)
+            break
+        elif x.free_count > SEND_RESERVE:
+            post_frame(x, c.head, reason)
+        else:
+            break
+        buffers.first += 1
+        space -= 1
     if x.fill.mine != before:
         ring_submit(x.fill)
         if ring_needs_wakeup(x.fill):
@@ -272,7 +284,7 @@ cdef void arrive_for_chain(xdp_port *x, posted_buffer *e, const piece *frame) no
         write_net_header(header, pair.header_size, 1)
         fill_chain(pair, x.scratch, &c, 0, header, pair.header_size)
         fill_chain(pair, x.scratch, &c, pair.header_size, frame.data, frame.length)
-        count_copied(pair.counters, COPY_BUFFER_TOO_SMALL, frame.length)
+        count_copied(pair.counters, e.reason, frame.length)
     x.received_elements[x.received].id = e.head
     x.received_elements[x.received].length = total
     x.received += 1
@@ -285,8 +297,7 @@ cdef bint arrive_in_spare(xdp_port *x, posted_buffer *e, const piece *frame) noe
     cdef int buffers = deliver(pair, frame, 1, frame.length, &x.received_elements[x.received])
     if buffers > 0:
         x.received += buffers
-        count_copied(pair.counters, COPY_BUFFER_TOO_SMALL if x.guest_memory else COPY_BOUNCE_MODE,
-                     frame.length)
+        count_copied(pair.counters, e.reason, frame.length)
     elif buffers == DELIVER_NEVER:
         pair.counters.rx.drops[DROP_TOO_LONG] += 1
     elif x.chains_posted == 0:
@@ -391,7 +402,24 @@ cdef void send_in_place(xdp_port *x, uint16_t head, uint32_t count) noexcept nog
         x.base.pair.counters.tx.direct_frames += 1
 
 
-cdef void send_copy(xdp_port *x, uint16_t head, uint32_t count, uint32_t length) noexcept nogil:
+cdef uint8_t why_copy(const xdp_port *x, uint32_t count) noexcept nogil:
+    """Say why the `count` pieces cannot be sent from where they are, or COPY_NOT."""
+    cdef const window *w = x.base.pair.window
+    cdef uint32_t i
+    if not x.guest_memory:
+        return COPY_BOUNCE_MODE
+    if count > x.most_pieces:
+        return COPY_SCATTERED
+    if x.zero_copy:
+        for i in range(count):
+            if not window_contiguous(w, x.pieces[i].data - w.base, x.pieces[i].length):
+                return COPY_PAGE_CROSSING
+    return COPY_NOT
+
+
+cdef void send_copy(
+    xdp_port *x, uint16_t head, uint32_t count, uint32_t length, uint8_t reason
+) noexcept nogil:
     cdef pair_counters *counters = x.base.pair.counters
     cdef uint64_t address
     cdef uint8_t *to
@@ -403,7 +431,7 @@ cdef void send_copy(xdp_port *x, uint16_t head, uint32_t count, uint32_t length)
         memcpy(to, x.pieces[i].data, x.pieces[i].length)
         to += x.pieces[i].length
     put_descriptor(x, address, length, 0)
-    counters.tx.copied_frames[COPY_SCATTERED if x.guest_memory else COPY_BOUNCE_MODE] += 1
+    counters.tx.copied_frames[reason] += 1
     counters.tx.copied_bytes += length
     return_sent(x, head)
 
@@ -426,7 +454,7 @@ cdef void xdp_tx_submit(port *self, burst *frames) noexcept nogil:
     cdef pair_counters *counters = pair.counters
     cdef uint32_t space = ring_space(x.tx, BURST_CHAINS)
     cdef uint32_t count, length
-    cdef bint in_place
+    cdef uint8_t copy
     cdef chain *c
     cdef int reason
     while frames.first < frames.end and x.sent < BURST_CHAINS:
@@ -438,16 +466,16 @@ cdef void xdp_tx_submit(port *self, burst *frames) noexcept nogil:
         else:
             length = c.length - pair.header_size
             count = frame_pieces(pair, frames, c, x.pieces, BURST_SEGMENTS)
-            in_place = x.guest_memory and count <= x.most_pieces
-            if space < (count if in_place else 1) or (not in_place and x.free_count == 0):
+            copy = why_copy(x, count)
+            if space < (count if copy == COPY_NOT else 1) or (copy != COPY_NOT and x.free_count == 0):
                 break
             counters.tx.frames += 1
             counters.tx.bytes += length
-            if in_place:
+            if copy == COPY_NOT:
                 send_in_place(x, c.head, count)
                 space -= count
             else:
-                send_copy(x, c.head, count, length)
+                send_copy(x, c.head, count, length, copy)
                 space -= 1
         frames.first += 1
     ring_submit(x.tx)
@@ -516,7 +544,8 @@ cdef class XdpPort(Port):
 
     Args:
         socket: the socket, bound; closed by this port.
-        bounce_offset, bounce_frames: the window's bounce area.
+        umem_offset: where in the window the registered memory begins.
+        bounce_offset, bounce_frames: this pair's share of the window's bounce frames.
         guest_memory: the whole window is registered, not only the bounce frames.
         chunk, headroom: as the socket's memory was registered.
         room_needed: bytes behind the virtio_net_hdr that a guest's buffer must have to be posted itself:
@@ -539,7 +568,7 @@ cdef class XdpPort(Port):
         x.base.tx_poll = xdp_tx_poll
         x.base.drain = xdp_drain
 
-    def __init__(self, XdpSocket socket, *, bounce_offset, bounce_frames, guest_memory, chunk, headroom,
+    def __init__(self, XdpSocket socket, *, umem_offset, bounce_offset, bounce_frames, guest_memory, chunk, headroom,
                  room_needed, longest_frame, multi_buffer, queue_size):
         cdef xdp_port *x = <xdp_port *>self.port
         cdef uint32_t i
@@ -547,8 +576,8 @@ cdef class XdpPort(Port):
         x.base.fd = socket.fd
         x.fill, x.completion = &socket.fill, &socket.completion
         x.rx, x.tx = &socket.rx, &socket.tx
-        x.guest_memory, x.zero_copy = guest_memory, socket.zero_copy
-        x.umem = 0 if guest_memory else bounce_offset
+        x.guest_memory, x.zero_copy, x.chunk = guest_memory, socket.zero_copy, chunk
+        x.umem = umem_offset
         x.bounce = bounce_offset - x.umem
         x.before_frame = KERNEL_HEADROOM + headroom
         x.room_needed, x.longest_frame = room_needed, longest_frame

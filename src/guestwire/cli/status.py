@@ -1,0 +1,79 @@
+"""``guestwire status``: what the running processes of this user serve."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from guestwire.control import Direction, GuestState, Status, ask_status
+from guestwire.errors import HostError
+from guestwire.runtime import CONTROL_SOCKET, base_directory, live_directories
+
+
+def status(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; its schema is in docs/reference.md.")
+    ] = False,
+    pid: Annotated[int | None, typer.Option(help="Only the process with this number.")] = None,
+) -> None:
+    """Show guests, their ports and what has crossed them."""
+    directories = [d for d in live_directories() if pid is None or d.name == str(pid)]
+    if not directories:
+        which = f"process {pid}" if pid is not None else "guestwire process"
+        raise HostError(
+            f"no running {which} has its runtime directory in {base_directory()}",
+            "guestwire run --socket-path PATH --port PORT",
+        )
+    answers = [ask_status(directory / CONTROL_SOCKET) for directory in directories]
+    guests = [guest for answer in answers for guest in answer.guests]
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode({"guests": guests}), indent=2).decode())
+    else:
+        Console().print(_table(answers))
+
+
+def _table(answers: list[Status]) -> Table:
+    table = Table(title="guests")
+    for column in ("guest", "state", "port", "mode", "memory", "to the guest", "from the guest"):
+        table.add_column(column, overflow="fold")
+    for answer in answers:
+        for guest in answer.guests:
+            table.add_row(*_row(guest))
+    return table
+
+
+def _row(guest: GuestState) -> tuple[str, ...]:
+    port = guest.port
+    mode = "" if port.kind != "xdp" else f"{port.mode or 'none'}"
+    if port.mode_reason:
+        mode += f"\n({port.mode_reason})"
+    memory = f"{guest.memory.guest_bytes >> 20} MiB"
+    if guest.memory.pinned_bytes:
+        memory += f"\n{guest.memory.pinned_bytes >> 20} MiB pinned"
+    errors = [f"ring {ring.index}: {ring.error}" for ring in guest.rings if ring.error]
+    return (
+        guest.name,
+        "\n".join([guest.state, *errors]),
+        f"{port.kind} {port.interface or ''}",
+        mode,
+        memory,
+        _direction(guest.counters.rx),
+        _direction(guest.counters.tx),
+    )
+
+
+def _direction(counters: Direction) -> str:
+    lines = [f"{counters.frames:,} frames, {counters.bytes:,} bytes"]
+    for label, count in (
+        ("zero-copy", counters.zero_copy_frames),
+        ("direct", counters.direct_frames),
+        *((f"copied ({reason})", count) for reason, count in counters.copied_frames.items()),
+        *((f"dropped ({reason})", count) for reason, count in counters.drops.items()),
+    ):
+        if count:
+            lines.append(f"{count:,} {label}")
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""The passive description of guests and ports: data without effect, from a TOML file or from flags."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from guestwire.errors import ConfigurationError
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+
+class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One guest: its socket and its port.
+
+    Attributes:
+        name: what people call it; by default the socket's file name without its suffix.
+        socket_path: the vhost-user socket. None with `fd`.
+        fd: an inherited, listening or connected socket instead.
+        role: ``listen`` (QEMU connects) or ``connect`` (QEMU is the server; we retry until it is there).
+        port: where its frames go; see the reference for the syntax.
+        queue_pairs: how many are offered.
+        mac: offered to frontends that read the configuration space; by default made from the name.
+        poll_us: the longest time a worker polls before it sleeps, in microseconds.
+        cpus: CPUs for the workers, in turn; empty for any.
+    """
+
+    port: str
+    name: Name = ""
+    socket_path: str | None = None
+    fd: int | None = None
+    role: Literal["listen", "connect"] = "listen"
+    queue_pairs: Count = 1
+    mac: Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$")] | None = None
+    poll_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
+    cpus: tuple[int, ...] = ()
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All guests of one process."""
+
+    guest: tuple[GuestConfig, ...]
+
+
+def complete(guest: GuestConfig) -> GuestConfig:
+    """Fill in what follows from the rest; check what belongs together.
+
+    Raises:
+        ConfigurationError: the socket is missing or named twice, or has no usable name.
+    """
+    if (guest.socket_path is None) == (guest.fd is None):
+        raise ConfigurationError(
+            f"guest {guest.name or guest.port!r} needs either socket_path or fd",
+            "give it one: --socket-path /run/guestwire/NAME.sock",
+        )
+    if guest.name:
+        return guest
+    stem = Path(guest.socket_path).stem if guest.socket_path else f"fd{guest.fd}"
+    return msgspec.structs.replace(
+        guest, name=re.sub(r"[^A-Za-z0-9_.-]", "_", stem)[:64] or "guest"
+    )
+
+
+def check(configuration: Configuration) -> Configuration:
+    """Complete all guests and make sure that none is in another's way.
+
+    Raises:
+        ConfigurationError: there is no guest, or two share a name or a socket.
+    """
+    guests = tuple(complete(guest) for guest in configuration.guest)
+    if not guests:
+        raise ConfigurationError("the configuration names no guest", "add a [[guest]] table")
+    for what in ("name", "socket_path", "fd"):
+        seen = [value for guest in guests if (value := getattr(guest, what)) is not None]
+        for value in seen:
+            if seen.count(value) > 1:
+                raise ConfigurationError(
+                    f"two guests have the same {what}: {value}", f"give each guest its own {what}"
+                )
+    return Configuration(guest=guests)
+
+
+def load(path: Path) -> Configuration:
+    """Read a TOML file.
+
+    Raises:
+        ConfigurationError: it cannot be read, is not TOML, or does not describe guests.
+    """
+    try:
+        return check(msgspec.toml.decode(path.read_bytes(), type=Configuration))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror}", f"ls -l {path}"
+        ) from error
+    except (msgspec.DecodeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} does not describe guests: {error}", "see the example in README.md"
+        ) from error

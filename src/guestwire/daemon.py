@@ -1,0 +1,209 @@
+"""The process: guests and their sessions, signals, the control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import guestwire
+from guestwire.config import Configuration, GuestConfig
+from guestwire.control import (
+    ControlServer,
+    Counters,
+    Direction,
+    GuestState,
+    Memory,
+    PortState,
+    Ring,
+    Status,
+)
+from guestwire.errors import GuestwireError
+from guestwire.guest import Guest
+from guestwire.metrics import read_counters, total
+from guestwire.ports.parse import parse_port
+from guestwire.runtime import CONTROL_SOCKET, RuntimeDirectory
+from guestwire.vhost_user.endpoint import Connector, Endpoint, Inherited, Listener
+from guestwire.vhost_user.session import Session
+from guestwire.vhost_user.transport import serve
+from guestwire.virtio.features import names
+
+log = logging.getLogger(__name__)
+
+
+def describe(guest: Guest) -> GuestState:
+    """Return the public state of a guest (`guestwire.control`)."""
+    port = guest.port.status()
+    window = guest.window
+    pairs = read_counters(guest.counters_path)
+    worker: dict[str, int] = {}
+    for pair in pairs:
+        for key, value in pair["worker"].items():
+            worker[key] = worker.get(key, 0) + value
+    return GuestState(
+        name=guest.config.name,
+        socket_path=guest.config.socket_path,
+        state=guest.state,
+        features=names(guest.features),
+        rings=[
+            Ring(
+                index=index,
+                direction="tx" if index % 2 else "rx",
+                size=ring.configuration.size,
+                enabled=ring.enabled,
+                error=ring.error,
+            )
+            for index, ring in sorted(guest.rings.copy().items())
+        ],
+        port=PortState(
+            kind=port.kind, interface=port.interface, mode=port.mode, mode_reason=port.mode_reason
+        ),
+        memory=Memory(
+            guest_bytes=window.guest_bytes if window else 0,
+            pinned_bytes=port.pinned_bytes,
+            budget_bytes=None,
+        ),
+        counters=Counters(
+            rx=Direction(**total(pair["rx"] for pair in pairs)),
+            tx=Direction(**total(pair["tx"] for pair in pairs)),
+            worker=worker,
+            kernel=port.kernel,
+        ),
+    )
+
+
+def _endpoint(config: GuestConfig) -> Endpoint:
+    if config.fd is not None:
+        return Inherited(config.fd)
+    assert config.socket_path is not None
+    path = Path(config.socket_path)
+    return Connector(path) if config.role == "connect" else Listener(path)
+
+
+class Daemon:
+    """Serves the guests of a configuration until it is told to end.
+
+    Args:
+        configuration: checked (`guestwire.config.check`).
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        self._guests: list[Guest] = []
+        self._ending = asyncio.Event()
+
+    def status(self) -> Status:
+        """Return the state of all guests."""
+        return Status(
+            pid=os.getpid(),
+            version=guestwire.__version__,
+            guests=[describe(guest) for guest in self._guests],
+        )
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, or until every guest's connection is gone for good.
+
+        Raises:
+            GuestwireError: none of the guests could be served.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ending.set)
+        runtime = RuntimeDirectory()
+        control = ControlServer(runtime.path / CONTROL_SOCKET, self.status)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await control.start()
+            tasks = self._start_guests(runtime.path)
+            await self._until_end(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for guest in self._guests:
+                self._close(guest)
+            await control.stop()
+            runtime.close()
+
+    async def _until_end(self, tasks: list[asyncio.Task[None]]) -> None:
+        ending = asyncio.create_task(self._ending.wait())
+        served = asyncio.gather(*tasks)
+        both: list[asyncio.Future[Any]] = [ending, served]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        served.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await served
+
+    def _start_guests(self, directory: Path) -> list[asyncio.Task[None]]:
+        """Open every guest; one that cannot be served is logged, and matters only if it is the last."""
+        tasks = []
+        failure: GuestwireError | None = None
+        for config in self._configuration.guest:
+            try:
+                guest, endpoint = self._open(config, directory)
+            except GuestwireError as error:
+                failure = error
+                if len(self._configuration.guest) > 1:
+                    log.error("guest %s is not served: %s; %s", config.name, error, error.remedy or "")
+                continue
+            self._guests.append(guest)
+            tasks.append(asyncio.create_task(self._serve(guest, endpoint), name=config.name))
+        if not tasks and failure is not None:
+            raise failure
+        return tasks
+
+    def _open(self, config: GuestConfig, directory: Path) -> tuple[Guest, Endpoint]:
+        guest = Guest(config, parse_port(config.port), directory / f"{config.name}.counters")
+        try:
+            # The socket before the port: a path in use is known before an interface is touched.
+            endpoint = _endpoint(config)
+            try:
+                guest.open()
+            except BaseException:
+                endpoint.close()
+                raise
+        except BaseException:
+            guest.close()
+            raise
+        asyncio.get_running_loop().add_reader(guest.trouble_fd, guest.on_trouble)
+        return guest, endpoint
+
+    def _close(self, guest: Guest) -> None:
+        asyncio.get_running_loop().remove_reader(guest.trouble_fd)
+        guest.close()
+
+    async def _serve(self, guest: Guest, endpoint: Endpoint) -> None:
+        waiting = "connecting" if guest.config.role == "connect" else "listening"
+
+        class GuestSession(Session):
+            def close(self) -> None:
+                try:
+                    super().close()
+                finally:
+                    guest.state = waiting
+                    guest.log.info("the frontend is gone")
+
+        def session() -> Session:
+            guest.state = "connected"
+            guest.log.info("the frontend is there")
+            return GuestSession(guest, refused=lambda error: _log_error(guest, "refused", error))
+
+        def ended(error: Exception) -> None:
+            _log_error(guest, "the session ended", error)
+
+        guest.state = waiting
+        guest.log.info("%s on %s, port %s", waiting, guest.config.socket_path, guest.config.port)
+        await serve(endpoint, session, ended)
+
+
+def _log_error(guest: Guest, what: str, error: Exception) -> None:
+    """Log what went wrong in a session: a sentence and its remedy, or a traceback if it is our fault."""
+    if not isinstance(error, GuestwireError):
+        guest.log.error("%s: %s", what, error, exc_info=error)
+        return
+    guest.log.error("%s: %s%s", what, error, f"; {error.remedy}" if error.remedy else "")

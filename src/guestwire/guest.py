@@ -1,0 +1,375 @@
+"""One guest: the device that its vhost-user session drives, between its rings and its port.
+
+Threads. The session calls the device's methods from one thread at a time. Each queue pair has a worker of
+its own while it is attached, and it is attached while both of its rings run: there is no other way to pause
+a worker than to end it, so that whatever changes (memory, a ring) changes while nobody looks. ``on_trouble``
+runs in the event loop and only reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from guestwire.config import GuestConfig
+from guestwire.datapath.counters import Counters
+from guestwire.datapath.queue_pair import QueuePair
+from guestwire.datapath.split_ring import SplitRing
+from guestwire.datapath.window import Window
+from guestwire.errors import FrontendError, HostError
+from guestwire.ports.base import Port
+from guestwire.ports.simple import LONGEST_MTU
+from guestwire.vhost_user.constants import ConfigFlag, ProtocolFeature
+from guestwire.vhost_user.device import RingConfiguration
+from guestwire.vhost_user.memory import MemoryRegion
+from guestwire.virtio.features import Feature
+from guestwire.virtio.net_config import NetConfig
+from guestwire.virtio.ring_errors import RingError
+
+FEATURES = (
+    Feature.VIRTIO_F_VERSION_1
+    | Feature.VIRTIO_F_ANY_LAYOUT
+    | Feature.VIRTIO_F_INDIRECT_DESC
+    | Feature.VIRTIO_F_EVENT_IDX
+    | Feature.VIRTIO_NET_F_MRG_RXBUF
+    | Feature.VIRTIO_NET_F_MAC
+    | Feature.VIRTIO_NET_F_STATUS
+    | Feature.VHOST_USER_F_PROTOCOL_FEATURES
+)
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.RARP
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.MTU
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+)
+
+
+def default_mac(name: str) -> bytes:
+    """Return a locally administered unicast address that depends only on the guest's name."""
+    return bytes([0x02]) + hashlib.sha256(name.encode()).digest()[:5]
+
+
+@dataclasses.dataclass(slots=True)
+class _Ring:
+    """A running ring. `call_fd` is a number of our own: dup2 puts another file behind it at any time."""
+
+    configuration: RingConfiguration
+    base: int
+    enabled: bool
+    call_fd: int
+    error_fd: int | None
+    error: str | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class _Attachment:
+    """A queue pair at work."""
+
+    pair: QueuePair
+    worker: threading.Thread
+
+
+class Guest:
+    """A virtio network device for one frontend (`guestwire.vhost_user.device.Device`).
+
+    Args:
+        config: complete (`guestwire.config.complete`).
+        port: not yet opened; the guest opens and closes it.
+        counters_path: the counter file to create.
+    """
+
+    def __init__(self, config: GuestConfig, port: Port, counters_path: Path) -> None:
+        self.config, self.port, self.counters_path = config, port, counters_path
+        self.log = logging.getLogger(f"guestwire.guest.{config.name}")
+        self.state = "starting"
+        self.features = Feature(0)
+        self.window: Window | None = None
+        self.rings: dict[int, _Ring] = {}
+        self.trouble_fd = -1
+        self._attached: dict[int, _Attachment] = {}
+        self._counters: Counters | None = None
+        self._mac = (
+            bytes.fromhex(config.mac.replace(":", "")) if config.mac else default_mac(config.name)
+        )
+
+    def open(self) -> None:
+        """Open the port and create the counter file.
+
+        Raises:
+            GuestwireError: the port cannot be opened.
+        """
+        if self.config.queue_pairs > self.port.max_queue_pairs:
+            raise HostError(
+                f"guest {self.config.name}: port {self.config.port} serves {self.port.max_queue_pairs} queue "
+                f"pairs, not {self.config.queue_pairs}",
+                f"use queue_pairs = {self.port.max_queue_pairs}",
+            )
+        self.port.open(self.config.queue_pairs)
+        self.trouble_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        fd = os.open(self.counters_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            self._counters = Counters(fd, self.config.queue_pairs)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Release everything; the session is closed already."""
+        self.port.close()
+        if self.trouble_fd >= 0:
+            os.close(self.trouble_fd)
+            self.trouble_fd = -1
+        with contextlib.suppress(FileNotFoundError):
+            self.counters_path.unlink()
+
+    # --- what is offered ---------------------------------------------------------------------------
+
+    def offered_features(self) -> int:
+        """Return what we, the port and the configuration can do."""
+        features = FEATURES
+        if self.port.mtu < LONGEST_MTU:
+            features |= Feature.VIRTIO_NET_F_MTU
+        if self.config.queue_pairs > 1:
+            features |= Feature.VIRTIO_NET_F_MQ
+        return int(features)
+
+    def offered_protocol_features(self) -> int:
+        """Return the protocol features on offer."""
+        return int(PROTOCOL_FEATURES)
+
+    def ring_count(self) -> int:
+        """Return how many rings there are."""
+        return 2 * self.config.queue_pairs
+
+    def _net_config(self) -> NetConfig:
+        return NetConfig(mac=self._mac, max_queue_pairs=self.config.queue_pairs, mtu=self.port.mtu)
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Return bytes of struct virtio_net_config (virtio 1.3, 5.1.4)."""
+        return self._net_config().read(offset, size)
+
+    def write_config(self, offset: int, data: bytes, flag: ConfigFlag) -> None:
+        """Refuse a change: every field is read-only for a driver; migration may write what is there."""
+        if self.read_config(offset, len(data)) != data:
+            raise FrontendError(
+                f"the configuration space is read-only, and bytes {offset} to {offset + len(data) - 1} differ"
+            )
+
+    # --- what the frontend says ----------------------------------------------------------------------
+
+    def set_features(self, features: int) -> None:
+        """Take what the driver accepted."""
+        self.features = Feature(features)
+
+    def set_status(self, status: int) -> None:
+        """Nothing depends on the device status: rings start and stop by their own requests."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """Refuse an MTU whose frames the port cannot carry."""
+        if mtu > self.port.mtu:
+            raise HostError(
+                f"the guest was promised an MTU of {mtu}, port {self.config.port} carries {self.port.mtu}",
+                f"start the guest with host_mtu={self.port.mtu}, or raise the interface's MTU",
+            )
+
+    def announce(self, mac: bytes) -> None:
+        """Tell the network where the guest is now."""
+        self.port.announce(mac)
+
+    def reset(self) -> None:
+        """Forget what the driver accepted; no ring runs."""
+        self.features = Feature(0)
+
+    def set_memory(self, regions: Sequence[MemoryRegion]) -> None:
+        """Map a new window, while no worker looks, and go on with it."""
+        window = None
+        if regions:
+            frames = self.port.bounce_frames * self.config.queue_pairs
+            table = [
+                (r.guest_address, r.user_address, r.size, r.fd, r.mmap_offset) for r in regions
+            ]
+            try:
+                window = Window(table, bounce_frames=frames)
+            except (OSError, ValueError) as error:
+                raise HostError(
+                    f"guest {self.config.name}: its memory cannot be mapped: {error}",
+                    "share it: -object memory-backend-memfd,share=on",
+                ) from error
+        attached = list(self._attached)
+        for pair in attached:
+            self._detach(pair)
+        old, self.window = self.window, window
+        if old is not None:
+            old.close()
+        for pair in attached:
+            self._attach(pair)
+
+    # --- rings ---------------------------------------------------------------------------------------
+
+    def start_ring(self, index: int, ring: RingConfiguration) -> None:
+        """Start a ring; with the second of a pair the pair goes to work."""
+        call_fd = (
+            os.dup(ring.call_fd) if ring.call_fd is not None else os.eventfd(0, os.EFD_NONBLOCK)
+        )
+        self.rings[index] = _Ring(ring, ring.base, ring.enabled, call_fd, ring.error_fd)
+        if index ^ 1 in self.rings:
+            try:
+                self._attach(index // 2)
+            except BaseException:
+                os.close(self.rings.pop(index).call_fd)
+                raise
+
+    def stop_ring(self, index: int) -> int:
+        """Stop a ring; its pair ends work until both run again."""
+        self._detach(index // 2)
+        ring = self.rings.pop(index)
+        os.close(ring.call_fd)
+        if not self.rings:
+            self.state = "connected"
+        return ring.base
+
+    def enable_ring(self, index: int, enabled: bool) -> None:
+        """Let a running ring have its effect, or not."""
+        self.rings[index].enabled = enabled
+        self._apply_enabled(index // 2)
+
+    def set_ring_call(self, index: int, fd: int | None) -> None:
+        """Replace the file that the worker signals, without a moment in which there is none."""
+        if fd is not None:
+            os.dup2(fd, self.rings[index].call_fd, inheritable=False)
+            return
+        nobody = os.eventfd(0, os.EFD_NONBLOCK)
+        os.dup2(nobody, self.rings[index].call_fd, inheritable=False)
+        os.close(nobody)
+
+    def set_ring_error(self, index: int, fd: int | None) -> None:
+        """Remember whom to tell when the ring breaks."""
+        self.rings[index].error_fd = fd
+
+    def _apply_enabled(self, pair: int) -> None:
+        if pair in self._attached:
+            rx, tx = self.rings[2 * pair], self.rings[2 * pair + 1]
+            self._attached[pair].pair.enable(rx=rx.enabled, tx=tx.enabled)
+
+    def _split_ring(self, window: Window, index: int) -> SplitRing:
+        ring = self.rings[index]
+        c = ring.configuration
+        try:
+            return SplitRing(
+                window,
+                c.size,
+                window.translate_user(c.descriptor_address, 16 * c.size),
+                window.translate_user(c.available_address, 6 + 2 * c.size),
+                window.translate_user(c.used_address, 6 + 8 * c.size),
+                base=ring.base,
+                receive=index % 2 == 0,
+                event_index=Feature.VIRTIO_F_EVENT_IDX in self.features,
+                indirect=Feature.VIRTIO_F_INDIRECT_DESC in self.features,
+                kick_fd=-1 if c.kick_fd is None else c.kick_fd,
+                call_fd=ring.call_fd,
+            )
+        except ValueError as error:
+            raise FrontendError(f"ring {index} cannot start: {error}") from error
+
+    def _attach(self, pair: int) -> None:
+        """Put a pair of running rings to work on the port."""
+        assert self._counters is not None
+        if self.window is None:
+            raise FrontendError(f"queue pair {pair} cannot start: there is no guest memory")
+        rx, tx = (self._split_ring(self.window, index) for index in (2 * pair, 2 * pair + 1))
+        sizes = [self.rings[index].configuration.size for index in (2 * pair, 2 * pair + 1)]
+        mergeable = Feature.VIRTIO_NET_F_MRG_RXBUF in self.features
+        modern = Feature.VIRTIO_F_VERSION_1 in self.features
+        port = self.port.attach(pair, self.window, max(sizes))
+        try:
+            work = QueuePair(
+                self.window,
+                port,
+                rx,
+                tx,
+                header_size=12 if mergeable or modern else 10,
+                mergeable=mergeable,
+                counters=self._counters,
+                index=pair,
+                poll_us=self.config.poll_us,
+                trouble_fd=self.trouble_fd,
+            )
+            worker = threading.Thread(
+                target=self._work, args=(pair, work), name=f"{self.config.name}/{pair}", daemon=True
+            )
+            self._attached[pair] = _Attachment(work, worker)
+            self._apply_enabled(pair)
+            worker.start()
+        except BaseException:
+            self._attached.pop(pair, None)
+            self.port.detach(pair)
+            raise
+        self.state = "running"
+
+    def _work(self, pair: int, work: QueuePair) -> None:
+        """Be the worker of a pair: pin the thread, then stay in the compiled loop until told to stop."""
+        if self.config.cpus:
+            cpu = self.config.cpus[pair % len(self.config.cpus)]
+            try:
+                os.sched_setaffinity(0, {cpu})
+            except OSError as error:
+                self.log.warning(
+                    "cannot run queue pair %d on CPU %d: %s", pair, cpu, error.strerror
+                )
+        work.run()
+
+    def _detach(self, pair: int) -> None:
+        """End a pair's work: nothing of it is lost, and each ring's base is exact afterwards."""
+        attached = self._attached.pop(pair, None)
+        if attached is None:
+            return
+        self.port.quiesce(pair)
+        attached.pair.stop()
+        attached.worker.join()
+        self.port.detach(pair)
+        attached.pair.settle()
+        self.rings[2 * pair].base = attached.pair.rx.base
+        self.rings[2 * pair + 1].base = attached.pair.tx.base
+
+    # --- trouble -------------------------------------------------------------------------------------
+
+    def on_trouble(self) -> None:
+        """A worker has found a broken ring or window: say so, and tell the frontend."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.trouble_fd)
+        for pair, attached in list(self._attached.items()):
+            fault = attached.pair.window.fault
+            for index, ring in ((2 * pair, attached.pair.rx), (2 * pair + 1, attached.pair.tx)):
+                broken = _explain(ring.error) if ring.error else fault
+                if broken:
+                    self._ring_broke(index, broken)
+            if fault:
+                self.state = f"failed: {fault}"
+
+    def _ring_broke(self, index: int, why: str) -> None:
+        ring = self.rings.get(index)
+        if ring is None or ring.error:
+            return
+        ring.error = why
+        self.log.error(
+            "ring %d is stopped: %s; reset the guest's network device to go on", index, why
+        )
+        if ring.error_fd is not None:
+            with contextlib.suppress(OSError):
+                os.write(ring.error_fd, (1).to_bytes(8, "little"))
+
+
+def _explain(error: tuple[int, int, int]) -> str:
+    """Say what a driver did wrong: a `SplitRing.error` in words."""
+    number, head, value = error
+    kind = RingError(number)
+    return f"{kind.summary} (head {head}, value {value:#x}; virtio 1.3, {kind.section})"

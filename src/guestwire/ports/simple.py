@@ -1,0 +1,124 @@
+"""Ports that need nothing of the machine but files: echo, null and pcap."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import guestwire.datapath.port
+from guestwire.datapath.echo import EchoPort
+from guestwire.datapath.null import NullPort
+from guestwire.datapath.pcap import PcapPort
+from guestwire.datapath.window import Window
+from guestwire.errors import ConfigurationError, HostError
+from guestwire.ports.base import PortStatus
+
+LONGEST_MTU = 65535
+MOST_QUEUE_PAIRS = 64
+
+
+class SimplePort:
+    """A port without an interface: ``echo`` or ``null``."""
+
+    mtu = LONGEST_MTU
+    max_queue_pairs = MOST_QUEUE_PAIRS
+    bounce_frames = 0
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def open(self, queue_pairs: int) -> None:
+        """Nothing to open."""
+
+    def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
+        """Make the compiled half; it keeps nothing outside itself."""
+        return EchoPort() if self.kind == "echo" else NullPort()
+
+    def quiesce(self, pair: int) -> None:
+        """Frames come only from the guest itself."""
+
+    def detach(self, pair: int) -> None:
+        """Nothing was kept."""
+
+    def announce(self, mac: bytes) -> None:
+        """There is no network to tell."""
+
+    def status(self) -> PortStatus:
+        """Describe the port."""
+        return PortStatus(self.kind)
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class PcapControl:
+    """Frames from one capture file for the guest, frames from the guest to another.
+
+    The input is delivered once, from its beginning, each time the guest's rings start.
+
+    Args:
+        source: the capture file to deliver; empty for none.
+        sink: the capture file to write, replaced if it exists; empty for none.
+    """
+
+    mtu = LONGEST_MTU
+    max_queue_pairs = 1
+    bounce_frames = 0
+
+    def __init__(self, source: str, sink: str) -> None:
+        self.source, self.sink = source, sink
+        self._frames: bytes | None = None
+        self._sink_fd = -1
+        self._port: PcapPort | None = None
+
+    def open(self, queue_pairs: int) -> None:
+        """Read the input and create the output."""
+        if self.source:
+            try:
+                self._frames = Path(self.source).read_bytes()
+                PcapPort(self._frames)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"cannot read the capture file {self.source}: {error.strerror}",
+                    f"ls -l {self.source}",
+                ) from error
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"{self.source} is not a capture file that can be sent: {error}",
+                    f"file {self.source}",
+                ) from error
+        if self.sink:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            try:
+                self._sink_fd = os.open(self.sink, flags, 0o600)
+            except OSError as error:
+                raise HostError(
+                    f"cannot create the capture file {self.sink}: {error.strerror}",
+                    f"ls -ld {Path(self.sink).parent}",
+                ) from error
+
+    def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
+        """Begin the input anew; go on with the output."""
+        self._port = PcapPort(self._frames, self._sink_fd)
+        return self._port
+
+    def quiesce(self, pair: int) -> None:
+        """The file waits."""
+
+    def detach(self, pair: int) -> None:
+        """The files stay open until `close`."""
+
+    def announce(self, mac: bytes) -> None:
+        """There is no network to tell."""
+
+    def status(self) -> PortStatus:
+        """Describe the port, and what kept it from writing."""
+        failed = self._port.output_error if self._port else 0
+        reason = f"cannot write {self.sink}: {os.strerror(failed)}" if failed else None
+        return PortStatus("pcap", mode_reason=reason)
+
+    def close(self) -> None:
+        """Close the output."""
+        if self._sink_fd >= 0:
+            os.close(self._sink_fd)
+            self._sink_fd = -1

@@ -1,0 +1,77 @@
+"""The state of an xdp port, shared by its receiving and its sending half."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from guestwire.datapath.abi cimport used_element
+from guestwire.datapath.frames cimport piece
+from guestwire.datapath.port cimport Port, port
+from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst
+from guestwire.datapath.window cimport FRAME_BYTES
+from guestwire.datapath.xdp_socket cimport XdpSocket, socket_ring
+
+cdef enum:
+    KERNEL_HEADROOM = 256       # XDP_PACKET_HEADROOM
+    OFFSET_SHIFT = 48           # XSK_UNALIGNED_BUF_OFFSET_SHIFT
+    MOST_PIECES = 17            # of one frame; the kernel's copy mode takes 18 descriptors
+    NO_HEAD = 0xFFFF            # a bounce frame for whichever chain comes next
+    GUEST_BUFFER = 0xFFFFFFFF   # not a bounce frame
+    SEND_RESERVE = 64           # bounce frames that receiving leaves for sending
+    WAKES_A_BURST = 4           # the kernel sends 32 frames a call in copy mode
+    DRAIN_NS = 100000000        # the longest wait for frames on their way out
+    COPY_NOT = 0xFF             # beside the reasons: no copy
+    WITH_THE_KERNEL = 1
+    ARRIVED = 0
+
+cdef struct posted_buffer:
+    uint64_t address            # in the UMEM, as written to the fill ring
+    uint64_t header             # window offset of the virtio_net_hdr, for a guest buffer
+    uint32_t frame              # number of the bounce frame, or GUEST_BUFFER
+    uint16_t head               # the chain, or NO_HEAD
+    uint8_t state
+    uint8_t reason              # why a bounce frame: COPY_...
+
+cdef struct xdp_port:
+    port base
+    socket_ring *fill
+    socket_ring *completion
+    socket_ring *rx
+    socket_ring *tx
+    uint64_t umem               # window offset of UMEM address 0
+    uint64_t bounce             # UMEM address of the first bounce frame
+    uint32_t chunk
+    uint32_t before_frame       # bytes from a fill address to its frame
+    uint32_t room_needed        # bytes a guest buffer must have behind the header
+    uint32_t longest_frame
+    uint32_t most_pieces        # descriptors a sent frame may have
+    bint guest_memory           # the guest's memory is registered: direct or zero-copy
+    bint zero_copy
+    bint closed
+    # Receive.
+    posted_buffer *posted
+    uint32_t posted_mask
+    uint32_t posted_first
+    uint32_t posted_end
+    uint32_t chains_posted      # entries with a chain: more of the guest's buffers come only after them
+    uint32_t spare_posted       # entries without
+    uint32_t received
+    used_element received_elements[2 * BURST_CHAINS]
+    burst *scratch              # for reading a chain a second time
+    # Transmit.
+    uint8_t *pieces_left        # by head: descriptors the kernel still has
+    uint32_t descriptors_out
+    uint32_t sent
+    used_element sent_elements[BURST_CHAINS]
+    piece pieces[BURST_SEGMENTS]
+    # Bounce frames that nobody uses.
+    uint32_t *free_frames
+    uint32_t free_count
+
+cdef inline uint64_t address_bits(uint64_t address) noexcept nogil:
+    """The lower 48 bits: an address without the offset in the upper ones."""
+    return address & ((<uint64_t>1 << OFFSET_SHIFT) - 1)
+
+cdef inline uint64_t frame_address(const xdp_port *x, uint32_t frame) noexcept nogil:
+    return x.bounce + <uint64_t>frame * FRAME_BYTES
+
+cdef class XdpPort(Port):
+    cdef XdpSocket socket

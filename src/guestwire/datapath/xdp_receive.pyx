@@ -1,0 +1,292 @@
+# cython: language_level=3
+"""The receiving half of the xdp port.
+
+A buffer that can hold the largest frame in one piece goes to the kernel itself: its fill address lies
+``256 + headroom`` bytes before the place where the frame shall be, just behind the virtio_net_hdr. For any
+other buffer the kernel gets a bounce frame, and the frame is copied when it arrives. ``posted`` lists what
+the kernel has, in the order it got it; an arrival for anything else is not believed.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memmove
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t recvfrom(int fd, void *data, size_t size, int flags, void *address, uint32_t *length)
+    const int MSG_DONTWAIT
+
+from guestwire.datapath.abi cimport used_element, xdp_desc
+from guestwire.datapath.counters cimport (
+    COPY_BAD_PLACE,
+    COPY_BOUNCE_MODE,
+    COPY_BUFFER_TOO_SMALL,
+    COPY_PAGE_CROSSING,
+    DROP_NO_BUFFERS,
+    DROP_TOO_LONG,
+    DROP_UNEXPECTED_PLACE,
+    pair_counters,
+)
+from guestwire.datapath.frames cimport DELIVER_NEVER, deliver, fill_chain, piece, write_net_header
+from guestwire.datapath.port cimport pair_context, port
+from guestwire.datapath.split_ring cimport BURST_CHAINS, RING_OK, burst, chain, split_ring_read_chain
+from guestwire.datapath.window cimport window_contiguous
+from guestwire.datapath.xdp cimport (
+    ARRIVED,
+    COPY_NOT,
+    GUEST_BUFFER,
+    NO_HEAD,
+    OFFSET_SHIFT,
+    SEND_RESERVE,
+    WITH_THE_KERNEL,
+    address_bits,
+    frame_address,
+    posted_buffer,
+    xdp_port,
+)
+from guestwire.datapath.xdp_socket cimport (
+    ring_needs_wakeup,
+    ring_release,
+    ring_space,
+    ring_submit,
+    ring_waiting,
+)
+
+
+cdef inline void post(
+    xdp_port *x, uint64_t address, uint64_t header, uint32_t frame, uint16_t head, uint8_t reason
+) noexcept nogil:
+    cdef posted_buffer *e = &x.posted[x.posted_end & x.posted_mask]
+    e.address = address
+    e.header = header
+    e.frame = frame
+    e.head = head
+    e.state = WITH_THE_KERNEL
+    e.reason = reason
+    x.posted_end += 1
+    (<uint64_t *>x.fill.entries)[x.fill.mine & x.fill.mask] = address
+    x.fill.mine += 1
+    if head == NO_HEAD:
+        x.spare_posted += 1
+    else:
+        x.chains_posted += 1
+
+
+cdef bint place_for_frame(
+    const pair_context *pair, const burst *b, const chain *c, uint32_t needed,
+    uint64_t *header, uint64_t *data
+) noexcept nogil:
+    """Find where header and frame go if `needed` bytes lie in one piece behind a header in one piece."""
+    cdef uint32_t size = pair.header_size
+    cdef uint32_t i = c.first_segment
+    header[0] = c.offset
+    if c.first_length > size:
+        data[0] = c.offset + size
+        return c.first_length - size >= needed
+    if c.first_length < size or c.segment_count == 1:
+        return False
+    data[0] = b.segments[i + 1].offset
+    return b.segments[i + 1].length >= needed
+
+
+cdef inline void post_frame(xdp_port *x, uint16_t head, uint8_t reason) noexcept nogil:
+    x.free_count -= 1
+    post(x, frame_address(x, x.free_frames[x.free_count]), 0, x.free_frames[x.free_count], head, reason)
+
+
+cdef void post_spare_frames(xdp_port *x, uint32_t space, uint32_t most, uint8_t reason) noexcept nogil:
+    while space and x.free_count > SEND_RESERVE and x.spare_posted < most:
+        post_frame(x, NO_HEAD, reason)
+        space -= 1
+
+
+cdef void xdp_rx_post(port *self, burst *buffers) noexcept nogil:
+    cdef xdp_port *x = <xdp_port *>self
+    cdef pair_context *pair = self.pair
+    cdef uint32_t space = x.posted_mask + 1 - (x.posted_end - x.posted_first)
+    cdef uint32_t before = x.fill.mine
+    cdef uint64_t header, data
+    cdef uint8_t reason
+    cdef chain *c
+    space = min(space, ring_space(x.fill, BURST_CHAINS))
+    if not x.guest_memory:
+        post_spare_frames(x, space, x.fill.size, COPY_BOUNCE_MODE)
+    while x.guest_memory and space and buffers.first < buffers.end:
+        c = &buffers.chains[buffers.first]
+        reason = COPY_BUFFER_TOO_SMALL
+        if place_for_frame(pair, buffers, c, x.room_needed, &header, &data):
+            reason = COPY_PAGE_CROSSING
+            if not x.zero_copy or window_contiguous(pair.window, data - x.before_frame, x.chunk):
+                reason = COPY_NOT
+        if reason == COPY_NOT:
+            post(x, data - x.umem - x.before_frame, header, GUEST_BUFFER, c.head, 0)
+        elif c.length < pair.header_size + x.longest_frame:
+            # It cannot hold a frame by itself: it waits here for arrivals in spare frames.
+            post_spare_frames(x, space, BURST_CHAINS, reason)
+            break
+        elif x.free_count > SEND_RESERVE:
+            post_frame(x, c.head, reason)
+        else:
+            break
+        buffers.first += 1
+        space -= 1
+    if x.fill.mine != before:
+        ring_submit(x.fill)
+        if ring_needs_wakeup(x.fill):
+            recvfrom(self.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
+            pair.counters.system_calls += 1
+
+
+cdef posted_buffer *find_posted(xdp_port *x, uint64_t address) noexcept nogil:
+    """The entry for an arrival. The kernel keeps the order but for buffers it had to put back."""
+    cdef uint32_t i = x.posted_first
+    cdef posted_buffer *e
+    while i != x.posted_end:
+        e = &x.posted[i & x.posted_mask]
+        if e.address == address and e.state == WITH_THE_KERNEL:
+            return e
+        i += 1
+    return NULL
+
+
+cdef void finish_posted(xdp_port *x, posted_buffer *e) noexcept nogil:
+    e.state = ARRIVED
+    if e.head == NO_HEAD:
+        x.spare_posted -= 1
+    else:
+        x.chains_posted -= 1
+    if e.frame != GUEST_BUFFER:
+        x.free_frames[x.free_count] = e.frame
+        x.free_count += 1
+    while x.posted_first != x.posted_end and x.posted[x.posted_first & x.posted_mask].state == ARRIVED:
+        x.posted_first += 1
+
+
+cdef void count_copied(pair_counters *counters, uint32_t reason, uint32_t length) noexcept nogil:
+    counters.rx.frames += 1
+    counters.rx.bytes += length
+    counters.rx.copied_frames[reason] += 1
+    counters.rx.copied_bytes += length
+
+
+cdef void arrive_in_place(xdp_port *x, posted_buffer *e, uint32_t shift, uint32_t length) noexcept nogil:
+    """A frame in the guest's own buffer: all that is missing is its header."""
+    cdef pair_context *pair = x.base.pair
+    cdef pair_counters *counters = pair.counters
+    cdef uint8_t *at = pair.window.base + x.umem + e.address
+    if shift != x.before_frame:
+        memmove(at + x.before_frame, at + shift, length)
+        count_copied(counters, COPY_BAD_PLACE, length)
+    else:
+        counters.rx.frames += 1
+        counters.rx.bytes += length
+        if x.zero_copy:
+            counters.rx.zero_copy_frames += 1
+        else:
+            counters.rx.direct_frames += 1
+    write_net_header(pair.window.base + e.header, pair.header_size, 1)
+    x.received_elements[x.received].id = e.head
+    x.received_elements[x.received].length = pair.header_size + length
+    x.received += 1
+    finish_posted(x, e)
+
+
+cdef void arrive_for_chain(xdp_port *x, posted_buffer *e, const piece *frame) noexcept nogil:
+    """A frame in the bounce frame that stands for a chain: copy it there.
+
+    The chain's descriptors are read and checked again; the guest may have changed them.
+    """
+    cdef pair_context *pair = x.base.pair
+    cdef uint8_t header[12]
+    cdef uint32_t total = pair.header_size + frame.length
+    cdef chain c
+    x.scratch.segment_end = 0
+    if split_ring_read_chain(pair.rx, e.head, x.scratch, &c) != RING_OK or c.length < total:
+        pair.counters.rx.drops[DROP_TOO_LONG] += 1
+        total = 0
+    else:
+        write_net_header(header, pair.header_size, 1)
+        fill_chain(pair, x.scratch, &c, 0, header, pair.header_size)
+        fill_chain(pair, x.scratch, &c, pair.header_size, frame.data, frame.length)
+        count_copied(pair.counters, e.reason, frame.length)
+    x.received_elements[x.received].id = e.head
+    x.received_elements[x.received].length = total
+    x.received += 1
+    finish_posted(x, e)
+
+
+cdef bint arrive_in_spare(xdp_port *x, posted_buffer *e, const piece *frame) noexcept nogil:
+    """A frame in a spare bounce frame: copy it to the next chains. Returns False if it has to wait."""
+    cdef pair_context *pair = x.base.pair
+    cdef int buffers = deliver(pair, frame, 1, frame.length, &x.received_elements[x.received])
+    if buffers > 0:
+        x.received += buffers
+        count_copied(pair.counters, e.reason, frame.length)
+    elif buffers == DELIVER_NEVER:
+        pair.counters.rx.drops[DROP_TOO_LONG] += 1
+    elif x.chains_posted == 0:
+        x.base.wants_buffers = True
+        return False
+    else:
+        # Waiting could be for ever: the guest offers more only when it gets back what it has posted,
+        # and that is behind this frame.
+        pair.counters.rx.drops[DROP_NO_BUFFERS] += 1
+    finish_posted(x, e)
+    return True
+
+
+cdef void return_skipped(xdp_port *x) noexcept nogil:
+    """After the socket is closed: return empty what the kernel passed over, up to the last arrival.
+
+    So the chains not returned are the newest, and one available index describes them exactly.
+    """
+    cdef uint32_t last = x.posted_end
+    cdef uint32_t i
+    cdef posted_buffer *e
+    while last != x.posted_first and x.posted[(last - 1) & x.posted_mask].state == WITH_THE_KERNEL:
+        last -= 1
+    i = x.posted_first
+    while i != last and x.received < BURST_CHAINS:
+        e = &x.posted[i & x.posted_mask]
+        i += 1
+        if e.state == WITH_THE_KERNEL:
+            if e.head != NO_HEAD:
+                x.received_elements[x.received].id = e.head
+                x.received_elements[x.received].length = 0
+                x.received += 1
+            finish_posted(x, e)
+
+
+cdef uint32_t xdp_rx_poll(port *self, const used_element **done) noexcept nogil:
+    cdef xdp_port *x = <xdp_port *>self
+    cdef pair_context *pair = self.pair
+    cdef xdp_desc *d
+    cdef uint64_t address
+    cdef uint32_t shift, waiting
+    cdef posted_buffer *e
+    cdef piece frame
+    x.received = 0
+    done[0] = x.received_elements
+    if x.closed:
+        return_skipped(x)
+        return x.received
+    self.wants_buffers = x.guest_memory and 2 * x.chains_posted < pair.rx.size
+    waiting = ring_waiting(x.rx)
+    while waiting and x.received < BURST_CHAINS:
+        d = &(<xdp_desc *>x.rx.entries)[x.rx.mine & x.rx.mask]
+        address = address_bits(d.addr)
+        shift = d.addr >> OFFSET_SHIFT
+        e = find_posted(x, address)
+        if e == NULL:
+            pair.counters.rx.drops[DROP_UNEXPECTED_PLACE] += 1
+        elif e.frame == GUEST_BUFFER:
+            arrive_in_place(x, e, shift, d.len)
+        else:
+            frame.data = pair.window.base + x.umem + address + shift
+            frame.length = d.len
+            if e.head != NO_HEAD:
+                arrive_for_chain(x, e, &frame)
+            elif not arrive_in_spare(x, e, &frame):
+                break
+        x.rx.mine += 1
+        waiting -= 1
+    ring_release(x.rx)
+    return x.received

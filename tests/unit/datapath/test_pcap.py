@@ -1,0 +1,88 @@
+"""The pcap port: what is read, what is written, what is refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from unit.datapath.memory import BUFFERS, GUEST_BASE, Machine
+
+from guestwire.datapath.pcap import PcapPort
+
+SEND = GUEST_BASE + BUFFERS
+RECEIVE = GUEST_BASE + 2 * BUFFERS
+
+
+def capture(*frames: bytes, order: str = "<", magic: int = 0xA1B2C3D4, linktype: int = 1) -> bytes:
+    header = struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 65535, linktype)
+    records = (struct.pack(order + "IIII", 1, 2, len(f), len(f)) + f for f in frames)
+    return header + b"".join(records)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("magic", [0xA1B2C3D4, 0xA1B23C4D])
+def test_frames_of_the_input_arrive_in_order(order: str, magic: int) -> None:
+    frames = [bytes([i]) * (60 + i) for i in range(100)]
+    guest = Machine(PcapPort(capture(*frames, order=order, magic=magic)))
+    for i, frame in enumerate(frames):
+        guest.rx.offer((RECEIVE + 2048 * (i % 64), 2048))
+        guest.run()
+        assert guest.read(RECEIVE + 2048 * (i % 64) + 12, len(frame)) == frame
+    assert guest.counted()["rx"]["frames"] == len(frames)
+    guest.close()
+
+
+def test_what_the_guest_sends_is_written_and_can_be_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "out.pcap"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    guest = Machine(PcapPort(None, fd))
+    frames = [bytes([i]) * (60 + i) for i in range(30)]
+    for i, frame in enumerate(frames):
+        guest.write(SEND + 2048 * i, bytes(12) + frame)
+        guest.tx.offer((SEND + 2048 * i, 12), (SEND + 2048 * i + 12, len(frame)))
+    guest.run()
+    guest.close()
+    os.close(fd)
+    again = Machine(PcapPort(path.read_bytes()))
+    for i, frame in enumerate(frames):
+        again.rx.offer((RECEIVE + 2048 * (i % 64), 2048))
+        again.run()
+        assert again.read(RECEIVE + 2048 * (i % 64) + 12, len(frame)) == frame
+    again.close()
+
+
+def test_a_full_disk_is_counted_and_does_not_stop_the_guest() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    sink = os.memfd_create("sink")
+    port = PcapPort(None, sink)
+    os.dup2(full, sink)
+    guest = Machine(port)
+    for i in range(3):
+        guest.write(SEND, bytes(72))
+        guest.tx.offer((SEND, 72))
+        guest.run()
+    assert port.output_error == errno.ENOSPC
+    assert guest.tx.used() == [(0, 0), (1, 0), (2, 0)]
+    assert guest.counted()["tx"]["drops"] == {"no_receiver": 2}
+    guest.close()
+    os.close(full)
+    os.close(sink)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "shorter than"),
+        (b"\x0a\x0d\x0d\x0a" + bytes(40), "unknown magic number"),
+        (capture(linktype=113), "link type 113"),
+        (capture(bytes(13)), "record 1 at byte 24 has a length of 13"),
+        (capture(bytes(60))[:-1], "record 1 at byte 24"),
+        (capture(bytes(60), bytes(65551)), "record 2"),
+    ],
+)
+def test_what_is_no_capture_of_frames_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        PcapPort(data)

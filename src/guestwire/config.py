@@ -60,9 +60,7 @@ def complete(guest: GuestConfig) -> GuestConfig:
     if guest.name:
         return guest
     stem = Path(guest.socket_path).stem if guest.socket_path else f"fd{guest.fd}"
-    return msgspec.structs.replace(
-        guest, name=re.sub(r"[^A-Za-z0-9_.-]", "_", stem)[:64] or "guest"
-    )
+    return msgspec.structs.replace(guest, name=re.sub(r"[^A-Za-z0-9_.-]", "_", stem)[:64] or "guest")
 
 
 def check(configuration: Configuration) -> Configuration:
@@ -93,9 +91,7 @@ def load(path: Path) -> Configuration:
     try:
         return check(msgspec.toml.decode(path.read_bytes(), type=Configuration))
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot read {path}: {error.strerror}", f"ls -l {path}"
-        ) from error
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}", f"ls -l {path}") from error
     except (msgspec.DecodeError, ValueError) as error:
         raise ConfigurationError(
             f"{path} does not describe guests: {error}", "see the example in README.md"

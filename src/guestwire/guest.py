@@ -98,9 +98,7 @@ class Guest:
         self.trouble_fd = -1
         self._attached: dict[int, _Attachment] = {}
         self._counters: Counters | None = None
-        self._mac = (
-            bytes.fromhex(config.mac.replace(":", "")) if config.mac else default_mac(config.name)
-        )
+        self._mac = bytes.fromhex(config.mac.replace(":", "")) if config.mac else default_mac(config.name)
 
     def open(self) -> None:
         """Open the port and create the counter file.
@@ -194,9 +192,7 @@ class Guest:
         window = None
         if regions:
             frames = self.port.bounce_frames * self.config.queue_pairs
-            table = [
-                (r.guest_address, r.user_address, r.size, r.fd, r.mmap_offset) for r in regions
-            ]
+            table = [(r.guest_address, r.user_address, r.size, r.fd, r.mmap_offset) for r in regions]
             try:
                 window = Window(table, bounce_frames=frames)
             except (OSError, ValueError) as error:
@@ -217,9 +213,7 @@ class Guest:
 
     def start_ring(self, index: int, ring: RingConfiguration) -> None:
         """Start a ring; with the second of a pair the pair goes to work."""
-        call_fd = (
-            os.dup(ring.call_fd) if ring.call_fd is not None else os.eventfd(0, os.EFD_NONBLOCK)
-        )
+        call_fd = os.dup(ring.call_fd) if ring.call_fd is not None else os.eventfd(0, os.EFD_NONBLOCK)
         self.rings[index] = _Ring(ring, ring.base, ring.enabled, call_fd, ring.error_fd)
         if index ^ 1 in self.rings:
             try:
@@ -322,9 +316,7 @@ class Guest:
             try:
                 os.sched_setaffinity(0, {cpu})
             except OSError as error:
-                self.log.warning(
-                    "cannot run queue pair %d on CPU %d: %s", pair, cpu, error.strerror
-                )
+                self.log.warning("cannot run queue pair %d on CPU %d: %s", pair, cpu, error.strerror)
         work.run()
 
     def _detach(self, pair: int) -> None:
@@ -360,9 +352,7 @@ class Guest:
         if ring is None or ring.error:
             return
         ring.error = why
-        self.log.error(
-            "ring %d is stopped: %s; reset the guest's network device to go on", index, why
-        )
+        self.log.error("ring %d is stopped: %s; reset the guest's network device to go on", index, why)
         if ring.error_fd is not None:
             with contextlib.suppress(OSError):
                 os.write(ring.error_fd, (1).to_bytes(8, "little"))

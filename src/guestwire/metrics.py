@@ -69,7 +69,11 @@ def decode(data: bytes) -> list[PairCounters]:
             rx=_direction(data, at),
             tx=_direction(data, at + _DIRECTION.size),
             worker=dict(
-                zip(WORKER_COUNTERS, _WORKER.unpack_from(data, at + 2 * _DIRECTION.size), strict=True)
+                zip(
+                    WORKER_COUNTERS,
+                    _WORKER.unpack_from(data, at + 2 * _DIRECTION.size),
+                    strict=True,
+                )
             ),
         )
         for at in range(HEADER_BYTES, HEADER_BYTES + pairs * size, size)

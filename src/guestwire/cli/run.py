@@ -30,7 +30,8 @@ def run(
     ] = None,
     port: Annotated[str | None, typer.Option(help=f"Where its frames go: {SYNTAX}")] = None,
     connect: Annotated[
-        bool, typer.Option("--connect", help="Connect to the socket (QEMU is the server), and retry.")
+        bool,
+        typer.Option("--connect", help="Connect to the socket (QEMU is the server), and retry."),
     ] = False,
     name: Annotated[str | None, typer.Option(help="The guest's name.")] = None,
     queue_pairs: Annotated[int | None, typer.Option(help="How many queue pairs to offer.")] = None,
@@ -40,7 +41,8 @@ def run(
     ] = None,
     cpus: Annotated[str | None, typer.Option(help="CPUs for the workers, such as 2,3.")] = None,
     print_capabilities: Annotated[
-        bool, typer.Option("--print-capabilities", help="Print what this backend is, in JSON, and end.")
+        bool,
+        typer.Option("--print-capabilities", help="Print what this backend is, in JSON, and end."),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:

@@ -1,0 +1,1 @@
+"""The compiled core: window, rings, ports and worker."""

@@ -33,4 +33,6 @@ cdef void fill_chain(
     const pair_context *pair, const burst *b, const chain *c, uint32_t skip,
     const uint8_t *data, uint32_t length
 ) noexcept nogil
-cdef int check_sent_frame(const pair_context *pair, const burst *b, const chain *c, uint32_t most) noexcept nogil
+cdef int check_sent_frame(
+    const pair_context *pair, const burst *b, const chain *c, uint32_t most
+) noexcept nogil

@@ -46,20 +46,26 @@ cdef uint32_t frame_pieces(
     return count
 
 
-cdef int check_sent_frame(const pair_context *pair, const burst *b, const chain *c, uint32_t most) noexcept nogil:
+cdef int check_sent_frame(
+    const pair_context *pair, const burst *b, const chain *c, uint32_t most
+) noexcept nogil:
     """Return -1 if the transmit chain holds a frame of 14 to `most` bytes, else why it is dropped (DROP_...).
 
     Offloads are negotiated before they are used: a guest that asks for one unasked gets a counted drop.
     """
     cdef uint32_t header = pair.header_size
-    cdef const uint8_t *at
+    cdef const uint8_t *flags
+    cdef const uint8_t *gso_type
     if c.length < header + ETHERNET_HEADER:
         return DROP_TOO_SHORT
     if c.length > header + most:
         return DROP_TOO_LONG
     # Flags and gso_type are the first two bytes, and a segment has at least one.
-    at = pair.window.base + c.offset
-    if at[0] & NEEDS_CSUM or (at[1] if c.first_length > 1 else pair.window.base[b.segments[c.first_segment + 1].offset]):
+    flags = pair.window.base + c.offset
+    gso_type = flags + 1
+    if c.first_length == 1:
+        gso_type = pair.window.base + b.segments[c.first_segment + 1].offset
+    if flags[0] & NEEDS_CSUM or gso_type[0]:
         return DROP_NOT_NEGOTIATED
     return -1
 
@@ -84,7 +90,9 @@ cdef void fill_chain(
             return
 
 
-cdef void fill_header(const pair_context *pair, const burst *b, const chain *c, uint16_t num_buffers) noexcept nogil:
+cdef void fill_header(
+    const pair_context *pair, const burst *b, const chain *c, uint16_t num_buffers
+) noexcept nogil:
     cdef uint8_t header[12]
     write_net_header(header, pair.header_size, num_buffers)
     fill_chain(pair, b, c, 0, header, pair.header_size)

@@ -13,7 +13,14 @@ from posix.unistd cimport write
 
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.counters cimport COPY_PORT, DROP_PORT, DROP_TOO_LONG, pair_counters
-from guestwire.datapath.frames cimport DELIVER_LATER, DELIVER_NEVER, check_sent_frame, deliver, frame_pieces, piece
+from guestwire.datapath.frames cimport (
+    DELIVER_LATER,
+    DELIVER_NEVER,
+    check_sent_frame,
+    deliver,
+    frame_pieces,
+    piece,
+)
 from guestwire.datapath.port cimport Port, pair_context, port
 from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 

@@ -201,11 +201,10 @@ cdef void loop(worker *w) noexcept nogil:
 
 cdef void settle(worker *w) noexcept nogil:
     """Give back all that the port has finished with; bounded, since frames may go on arriving."""
-    cdef uint32_t i
+    cdef uint32_t passes = w.pair.rx.size + w.pair.tx.size
     w.settling = True
-    for i in range(w.pair.rx.size + w.pair.tx.size):
-        if collect(w) == 0:
-            return
+    while passes and collect(w):
+        passes -= 1
 
 
 cdef void finish(worker *w) noexcept nogil:

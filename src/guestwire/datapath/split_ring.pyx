@@ -29,7 +29,6 @@ from guestwire.datapath.atomics cimport (
     load_acquire_u16,
     load_relaxed_u16,
     load_relaxed_u64,
-    prefetch_read,
     store_relaxed_u16,
     store_relaxed_u64,
     store_release_u16,

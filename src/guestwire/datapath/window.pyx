@@ -307,7 +307,8 @@ cdef class Window:
             m = &self.w.mappings[i]
             if m.user_address <= user_address and user_address + length <= m.user_address + m.size:
                 return m.offset + (user_address - m.user_address)
-        raise ValueError(f"{length} bytes at frontend address {user_address:#x} are outside the guest's memory")
+        raise ValueError(
+            f"{length} bytes at frontend address {user_address:#x} are outside the guest's memory")
 
     def translate_guest(self, guest_address, length):
         """Return the window offset of `length` bytes at guest-physical `guest_address`.
@@ -323,7 +324,7 @@ cdef class Window:
 
     def read(self, offset, length):
         """Return `length` bytes at window `offset`."""
-        if not 0 <= offset <= offset + length <= self.w.size:
+        if offset < 0 or length < 0 or offset + length > self.w.size:
             raise ValueError(f"{length} bytes at offset {offset:#x} are outside the window")
         cdef uint64_t at = offset
         cdef size_t n = length
@@ -332,9 +333,10 @@ cdef class Window:
     def write(self, offset, data):
         """Store the bytes `data` at window `offset`."""
         cdef const uint8_t[::1] view = data
-        cdef uint64_t at = offset
-        if not 0 <= offset <= offset + len(view) <= self.w.size:
+        cdef uint64_t at
+        if offset < 0 or offset + len(view) > self.w.size:
             raise ValueError(f"{len(view)} bytes at offset {offset:#x} are outside the window")
+        at = offset
         if len(view):
             memcpy(self.w.base + at, &view[0], len(view))
 

@@ -15,7 +15,6 @@ class XdpPort(Port):
         room_needed: int,
         longest_frame: int,
         multi_buffer: bool,
-        queue_size: int,
     ) -> None: ...
     @property
     def held(self) -> tuple[int, int, int]: ...

@@ -23,7 +23,6 @@ cdef class XdpPort(Port):
             all that the kernel or the NIC may write.
         longest_frame: bytes of the longest frame that the interface sends or receives.
         multi_buffer: a sent frame may have several descriptors.
-        queue_size: the larger of the two virtqueues'.
     """
 
     def __cinit__(self):
@@ -37,8 +36,8 @@ cdef class XdpPort(Port):
         x.base.tx_poll = xdp_tx_poll
         x.base.drain = xdp_drain
 
-    def __init__(self, XdpSocket socket, *, umem_offset, bounce_offset, bounce_frames, guest_memory, chunk, headroom,
-                 room_needed, longest_frame, multi_buffer, queue_size):
+    def __init__(self, XdpSocket socket, *, umem_offset, bounce_offset, bounce_frames, guest_memory, chunk,
+                 headroom, room_needed, longest_frame, multi_buffer):
         cdef xdp_port *x = <xdp_port *>self.port
         cdef uint32_t i
         self.socket = socket

@@ -155,7 +155,8 @@ cdef class XdpSocket:
     ) except -1:
         """Map one ring; `offsets` are those of its producer, consumer, entries and flags, in bytes."""
         cdef uint64_t size = offsets[2] + <uint64_t>entries * entry_size
-        cdef char *area = <char *>mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, self.fd, page)
+        cdef char *area = <char *>mmap(
+            NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, self.fd, page)
         if <void *>area == MAP_FAILED:
             raise XdpSocketError(errno, "rings")
         r.area, r.area_size = area, size

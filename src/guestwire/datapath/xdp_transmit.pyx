@@ -51,7 +51,9 @@ cdef inline void return_sent(xdp_port *x, uint32_t head) noexcept nogil:
     x.sent += 1
 
 
-cdef inline void put_descriptor(xdp_port *x, uint64_t address, uint32_t length, uint32_t options) noexcept nogil:
+cdef inline void put_descriptor(
+    xdp_port *x, uint64_t address, uint32_t length, uint32_t options
+) noexcept nogil:
     cdef xdp_desc *d = &(<xdp_desc *>x.tx.entries)[x.tx.mine & x.tx.mask]
     d.addr = address
     d.len = length
@@ -111,14 +113,14 @@ cdef void send_copy(
 
 cdef void wake_sender(xdp_port *x) noexcept nogil:
     """Make the kernel send what is in the tx ring. An error means later: it is asked again next pass."""
-    cdef int i
-    for i in range(WAKES_A_BURST):
-        # Acquire is more than is needed to look whether the kernel is through.
-        if load_acquire_u32(x.tx.consumer) == x.tx.mine or not ring_needs_wakeup(x.tx):
-            return
-        x.base.pair.counters.system_calls += 1
+    cdef int calls = 0
+    # Acquire is more than is needed to look whether the kernel is through.
+    while (calls < WAKES_A_BURST and load_acquire_u32(x.tx.consumer) != x.tx.mine
+           and ring_needs_wakeup(x.tx)):
+        calls += 1
         if sendto(x.base.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0:
-            return
+            break
+    x.base.pair.counters.system_calls += calls
 
 
 cdef void xdp_tx_submit(port *self, burst *frames) noexcept nogil:

@@ -22,9 +22,7 @@ def _xdp(arguments: str) -> XdpControl:
         elif key == "mode" and value in MODES:
             mode = _mode(value)
         else:
-            raise ConfigurationError(
-                f"port xdp:{interface}: cannot understand {option!r}", f"use {SYNTAX}"
-            )
+            raise ConfigurationError(f"port xdp:{interface}: cannot understand {option!r}", f"use {SYNTAX}")
     return XdpControl(interface, queue, mode)
 
 

@@ -138,9 +138,7 @@ class XdpControl:
         failures: list[str] = []
         while True:
             plan = plans.pop(0)
-            plan = dataclasses.replace(
-                plan, reason="; ".join(filter(None, (plan.reason, *failures)))
-            )
+            plan = dataclasses.replace(plan, reason="; ".join(filter(None, (plan.reason, *failures))))
             try:
                 socket = self._bind(window, plan, queue, entries)
                 break
@@ -160,7 +158,6 @@ class XdpControl:
             room_needed=plan.geometry.room_needed,
             longest_frame=plan.geometry.longest_frame,
             multi_buffer=self._multi_buffer and plan.mode == "direct",
-            queue_size=queue_size,
         )
         pinned = window.size - (0 if plan.mode != "bounce" else window.bounce_offset)
         self._attached[pair] = _Attached(queue, socket, port, plan, pinned)
@@ -209,9 +206,7 @@ class XdpControl:
         if self._program.mode != "native":
             return f"it needs native XDP: {self._program.mode_reason}"
         if zero_copy is None:
-            return (
-                f"frames of MTU {interface.mtu} do not fit in one chunk as the driver lays them out"
-            )
+            return f"frames of MTU {interface.mtu} do not fit in one chunk as the driver lays them out"
         if interface.iommu_group_type not in {None, "identity"}:
             return (
                 f"the IOMMU translates for it (group type {interface.iommu_group_type}), which scatters "

@@ -8,9 +8,9 @@ import struct
 from pathlib import Path
 
 import pytest
-from unit.datapath.memory import BUFFERS, GUEST_BASE, Machine
 
 from guestwire.datapath.pcap import PcapPort
+from unit.datapath.memory import BUFFERS, GUEST_BASE, Machine
 
 SEND = GUEST_BASE + BUFFERS
 RECEIVE = GUEST_BASE + 2 * BUFFERS

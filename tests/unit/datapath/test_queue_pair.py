@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from unit.datapath.memory import BUFFERS, GUEST_BASE, SIZE, Machine
 
 from guestwire.datapath.echo import EchoPort
 from guestwire.datapath.null import NullPort
 from guestwire.datapath.port import Port
 from guestwire.virtio.ring_errors import RingError
+from unit.datapath.memory import BUFFERS, GUEST_BASE, SIZE, Machine
 
 SEND = GUEST_BASE + BUFFERS
 RECEIVE = GUEST_BASE + 2 * BUFFERS

@@ -1,7 +1,7 @@
 """One guest: the device that its vhost-user session drives, between its rings and its port.
 
 Threads. The session calls the device's methods from one thread at a time. Each queue pair has a worker of
-its own while it is attached, and it is attached while both of its rings run: there is no other way to pause
+its own while it is attached (`_update` says when): there is no other way to pause
 a worker than to end it, so that whatever changes (memory, a ring) changes while nobody looks. ``on_trouble``
 runs in the event loop and only reads.
 """
@@ -22,7 +22,7 @@ from guestwire.datapath.counters import Counters
 from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.split_ring import SplitRing
 from guestwire.datapath.window import Window
-from guestwire.errors import FrontendError, HostError
+from guestwire.errors import FrontendError, GuestwireError, HostError
 from guestwire.ports.base import Port
 from guestwire.ports.simple import LONGEST_MTU
 from guestwire.vhost_user.constants import ConfigFlag, ProtocolFeature
@@ -200,14 +200,25 @@ class Guest:
                     f"guest {self.config.name}: its memory cannot be mapped: {error}",
                     "share it: -object memory-backend-memfd,share=on",
                 ) from error
-        attached = list(self._attached)
-        for pair in attached:
-            self._detach(pair)
-        old, self.window = self.window, window
+        old = self.window
+        try:
+            self._move(window)
+        except GuestwireError:
+            # As it was before: the session tells the frontend, or ends.
+            self._move(old)
+            if window is not None:
+                window.close()
+            raise
         if old is not None:
             old.close()
-        for pair in attached:
-            self._attach(pair)
+
+    def _move(self, window: Window | None) -> None:
+        """Let every pair at work go on in another window."""
+        for pair in list(self._attached):
+            self._detach(pair)
+        self.window = window
+        for pair in range(self.config.queue_pairs):
+            self._update(pair)
 
     # --- rings ---------------------------------------------------------------------------------------
 
@@ -215,12 +226,11 @@ class Guest:
         """Start a ring; with the second of a pair the pair goes to work."""
         call_fd = os.dup(ring.call_fd) if ring.call_fd is not None else os.eventfd(0, os.EFD_NONBLOCK)
         self.rings[index] = _Ring(ring, ring.base, ring.enabled, call_fd, ring.error_fd)
-        if index ^ 1 in self.rings:
-            try:
-                self._attach(index // 2)
-            except BaseException:
-                os.close(self.rings.pop(index).call_fd)
-                raise
+        try:
+            self._update(index // 2)
+        except BaseException:
+            os.close(self.rings.pop(index).call_fd)
+            raise
 
     def stop_ring(self, index: int) -> int:
         """Stop a ring; its pair ends work until both run again."""
@@ -234,7 +244,7 @@ class Guest:
     def enable_ring(self, index: int, enabled: bool) -> None:
         """Let a running ring have its effect, or not."""
         self.rings[index].enabled = enabled
-        self._apply_enabled(index // 2)
+        self._update(index // 2)
 
     def set_ring_call(self, index: int, fd: int | None) -> None:
         """Replace the file that the worker signals, without a moment in which there is none."""
@@ -249,10 +259,20 @@ class Guest:
         """Remember whom to tell when the ring breaks."""
         self.rings[index].error_fd = fd
 
-    def _apply_enabled(self, pair: int) -> None:
-        if pair in self._attached:
-            rx, tx = self.rings[2 * pair], self.rings[2 * pair + 1]
-            self._attached[pair].pair.enable(rx=rx.enabled, tx=tx.enabled)
+    def _update(self, pair: int) -> None:
+        """Attach or detach a pair, as its rings now want it.
+
+        It is at work while both of its rings run and at least one is enabled. A pair with both disabled is
+        left alone altogether: User-Mode Linux disables the rings of a device that goes, and frees their
+        memory, without stopping them. (Frames of a transmit ring disabled by itself are dropped.)
+        """
+        rx, tx = self.rings.get(2 * pair), self.rings.get(2 * pair + 1)
+        if rx is None or tx is None or not (rx.enabled or tx.enabled):
+            self._detach(pair)
+            return
+        if pair not in self._attached:
+            self._attach(pair)
+        self._attached[pair].pair.enable(rx=rx.enabled, tx=tx.enabled)
 
     def _split_ring(self, window: Window, index: int) -> SplitRing:
         ring = self.rings[index]
@@ -300,11 +320,9 @@ class Guest:
             worker = threading.Thread(
                 target=self._work, args=(pair, work), name=f"{self.config.name}/{pair}", daemon=True
             )
-            self._attached[pair] = _Attachment(work, worker)
-            self._apply_enabled(pair)
             worker.start()
+            self._attached[pair] = _Attachment(work, worker)
         except BaseException:
-            self._attached.pop(pair, None)
             self.port.detach(pair)
             raise
         self.state = "running"
@@ -361,5 +379,5 @@ class Guest:
 def _explain(error: tuple[int, int, int]) -> str:
     """Say what a driver did wrong: a `SplitRing.error` in words."""
     number, head, value = error
-    kind = RingError(number)
+    kind = next(kind for kind in RingError if kind == number)
     return f"{kind.summary} (head {head}, value {value:#x}; virtio 1.3, {kind.section})"

@@ -1,0 +1,289 @@
+"""Where a session's socket comes from: three ways to a frontend, alike to who uses them.
+
+`Listener` waits on a path, `Connector` goes to a frontend that listens itself, and keeps trying,
+`Inherited` starts from a descriptor that the parent process has left open.  Each gives one
+connection after the other.
+
+A socket has one frontend at a time.  A second one waits in the kernel's queue until the first has
+gone: when a frontend is killed and its successor is quick, the successor must not be turned away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from guestwire.errors import ConfigurationError, GuestwireError, HostError
+
+_log = logging.getLogger(__name__)
+
+_PASSING_ACCEPT_ERRORS = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_PATH_LIMIT = 107  # bytes in sockaddr_un.sun_path before the terminating zero (unix(7))
+
+
+class Endpoint(Protocol):
+    """A source of connections to frontends, one at a time."""
+
+    async def connection(self) -> socket.socket | None:
+        """Wait for the next connection: a non-blocking stream socket; None if there are no more."""
+
+    def close(self) -> None:
+        """Give up the endpoint and leave nothing behind."""
+
+
+def _check_path(path: Path) -> str:
+    name = os.fspath(path)
+    if len(os.fsencode(name)) > _PATH_LIMIT:
+        raise ConfigurationError(
+            f"socket path {name} is longer than the {_PATH_LIMIT} bytes that Linux allows",
+            "choose a shorter path, for example under /run",
+        )
+    return name
+
+
+def _is_socket(path: Path) -> bool:
+    """Tell whether a socket is there; refuse anything else that is."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _cannot("look at", path, error) from error
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(
+            f"socket path {path} exists and is not a socket",
+            f"choose another path, or remove it: rm -r {path}",
+        )
+    return True
+
+
+def _owner_of_live(path: Path) -> str | None:
+    """Return who listens on a socket, or None if nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return None
+        except BlockingIOError:
+            return "a process with connections waiting"
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid = struct.unpack("=iII", credentials)[0]
+    with contextlib.suppress(OSError):
+        return f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    return f"process {pid}"
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep two processes from replacing the same stale socket at once."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Listener:
+    """Waits for frontends on a path: QEMU's chardev without ``server=on``.
+
+    Args:
+        path: where; a stale socket there is replaced, a live one is not.
+
+    Raises:
+        ConfigurationError: the path is taken, too long, or its directory does not exist.
+        HostError: this user may not create it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        name = _check_path(path)
+        self._path = path
+        self._identity: tuple[int, int] | None = None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _locked(path.parent):
+                _remove_stale(path)
+                self._socket.bind(name)
+                self._identity = _identity(path)
+            self._socket.listen(1)
+            self._socket.setblocking(False)
+        except OSError as error:
+            self.close()
+            raise _cannot("listen on", path, error) from error
+        except GuestwireError:
+            self.close()
+            raise
+
+    async def connection(self) -> socket.socket | None:
+        """Wait until a frontend connects."""
+        return await _accept(self._socket)
+
+    def close(self) -> None:
+        """Stop listening, and remove the socket file if it is still the one created here."""
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            if _identity(self._path) == self._identity:
+                self._path.unlink()
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that nobody listens on."""
+    if not _is_socket(path):
+        return
+    owner = _owner_of_live(path)
+    if owner is not None:
+        raise ConfigurationError(
+            f"socket path {path} is in use by {owner}",
+            "stop that process, or choose another socket path",
+        )
+    path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+async def _accept(listening: socket.socket) -> socket.socket:
+    """Accept a connection; while the process has no descriptor left for it, let it wait."""
+    while True:
+        try:
+            connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+        except OSError as error:
+            if error.errno not in _PASSING_ACCEPT_ERRORS:
+                raise
+            _log.warning("cannot accept a frontend's connection yet: %s", error.strerror)
+            await asyncio.sleep(1)
+        else:
+            return connection
+
+
+def _cannot(verb: str, path: Path, error: OSError) -> ConfigurationError | HostError:
+    what = f"cannot {verb} socket {path}: {error.strerror}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return HostError(what, f"let user {os.geteuid()} write to {path.parent}, or run as root")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return ConfigurationError(what, f"create the directory: mkdir -p {path.parent}")
+    return HostError(what)
+
+
+class Connector:
+    """Goes to a frontend that listens: QEMU's chardev with ``server=on``.
+
+    A virtual machine can then outlive the backend.
+
+    Args:
+        path: where the frontend listens, now or later.
+        retry_interval: seconds between two attempts.
+
+    Raises:
+        ConfigurationError: the path is too long, or something else than a socket.
+    """
+
+    def __init__(self, path: Path, retry_interval: float = 0.5) -> None:
+        self._name = _check_path(path)
+        self._path = path
+        self._retry_interval = retry_interval
+        self._next_attempt = 0.0
+        _is_socket(path)
+
+    async def connection(self) -> socket.socket | None:
+        """Try until a frontend takes the connection.
+
+        Raises:
+            ConfigurationError: something else than a socket has appeared on the path.
+            HostError: this user may not connect.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._next_attempt - loop.time())
+            self._next_attempt = loop.time() + self._retry_interval
+            connection = self._attempt()
+            if connection is not None:
+                return connection
+
+    def _attempt(self) -> socket.socket | None:
+        if not _is_socket(self._path):
+            return None
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            connection.connect(self._name)
+        except OSError as error:
+            connection.close()
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN):
+                return None
+            raise _cannot("connect to", self._path, error) from error
+        return connection
+
+    def close(self) -> None:
+        """Do nothing: between two attempts there is nothing to give up."""
+
+
+class Inherited:
+    """Starts from a descriptor of the parent process (``--fd``), connected or listening.
+
+    "The back-end program is started with the vhost-user socket as file descriptor FDNUM."
+    (docs/interop/vhost-user.rst, "Backend program conventions")
+
+    Args:
+        descriptor: its number; it belongs to the endpoint from now on.
+
+    Raises:
+        ConfigurationError: it is not open, or not a Unix stream socket.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        try:
+            inherited = socket.socket(fileno=descriptor)
+        except (OSError, ValueError) as error:
+            raise _not_inherited(descriptor, str(error)) from error
+        self._socket: socket.socket | None = inherited
+        try:
+            if (inherited.family, inherited.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+                raise _not_inherited(descriptor, "it is not a Unix stream socket")
+            self._listens = bool(inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            if not self._listens:
+                inherited.getpeername()
+            inherited.setblocking(False)
+            inherited.set_inheritable(False)
+        except OSError as error:
+            self.close()
+            raise _not_inherited(descriptor, str(error)) from error
+        except ConfigurationError:
+            self.close()
+            raise
+
+    async def connection(self) -> socket.socket | None:
+        """Accept a frontend, or give the one connection there is, once."""
+        if self._socket is None:
+            return None
+        if self._listens:
+            return await _accept(self._socket)
+        connection, self._socket = self._socket, None
+        return connection
+
+    def close(self) -> None:
+        """Close the descriptor, unless it was a connection that has been given away."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _not_inherited(descriptor: int, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"file descriptor {descriptor} cannot be the vhost-user socket: {why}",
+        "pass the number of a connected or listening Unix stream socket to --fd, left open by the "
+        "parent process",
+    )

@@ -1,0 +1,164 @@
+"""The wire under a session: it reads messages and descriptors from a socket and writes replies.
+
+Together with `guestwire.vhost_user.endpoint` the only place of the protocol that does input and
+output.
+
+The header of a message is read first and then exactly its payload.  Descriptors arrive with the
+bytes they were sent with, and no read goes beyond those bytes (unix(7), SCM_RIGHTS): by never
+reading past the end of a message its descriptors are kept apart from the next one's.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+from guestwire.errors import HostError
+from guestwire.vhost_user.constants import MAX_SCM_RIGHTS_FDS
+from guestwire.vhost_user.endpoint import Endpoint
+from guestwire.vhost_user.session import Session
+
+_Result = TypeVar("_Result")
+
+_log = logging.getLogger(__name__)
+
+_ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_SCM_RIGHTS_FDS * array.array("i").itemsize)
+
+
+async def _receive(connection: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """Wait for at most `size` bytes, and the descriptors that came with them."""
+    arrived = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            data, ancillary, flags, _ = connection.recvmsg(size, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
+            break
+        except BlockingIOError:
+            arrived.clear()
+            loop.add_reader(connection, arrived.set)
+            try:
+                await arrived.wait()
+            finally:
+                loop.remove_reader(connection)
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content)
+    if flags & socket.MSG_CTRUNC:
+        # There was room for all that the kernel passes: it could not open them in this process.
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise HostError(
+            "a frontend's file descriptors were lost: this process may not open any more",
+            "raise the limit: ulimit -n 65536, or LimitNOFILE= in a systemd unit",
+        )
+    return data, descriptors.tolist()
+
+
+async def _in_thread(function: Callable[[], _Result]) -> _Result:
+    """Run a function in a thread to its end, also when this task is cancelled meanwhile.
+
+    Nothing may happen to a session before the thread that works on it is done.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(function))
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait((work,))
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        work.exception()  # it is known; the cancellation goes first
+        raise asyncio.CancelledError
+    return work.result()
+
+
+class Connection:
+    """A session on a socket.
+
+    Args:
+        connection: a non-blocking stream socket; closed when `run` ends.
+        session: closed when `run` ends.
+    """
+
+    def __init__(self, connection: socket.socket, session: Session) -> None:
+        self._socket = connection
+        self._session = session
+        self._one_at_a_time = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Serve the frontend until it goes away.
+
+        Raises:
+            FrontendError: the frontend broke the protocol.
+            GuestwireError: the device could not go on.
+        """
+        try:
+            while await self._serve_message():
+                pass
+        except (BrokenPipeError, ConnectionResetError):
+            _log.debug("the frontend has gone")
+        finally:
+            self._socket.close()
+            async with self._one_at_a_time:
+                await _in_thread(self._session.close)
+
+    async def _serve_message(self) -> bool:
+        """Receive a message and answer it; return whether another may follow."""
+        complete = False
+        while not complete:
+            data, descriptors = await _receive(self._socket, self._session.bytes_wanted)
+            complete = self._session.receive(data, descriptors)
+            if not data:
+                self._session.end_of_stream()
+                return False
+        async with self._one_at_a_time:
+            reply = await _in_thread(self._session.handle)
+        if reply:
+            await asyncio.get_running_loop().sock_sendall(self._socket, reply)
+        return True
+
+    async def announce_config_change(self) -> None:
+        """Tell the frontend that the device configuration space has changed, if it wants to know.
+
+        A frontend that does not read is not waited for: that is logged, and it goes without.
+        """
+        async with self._one_at_a_time:
+            change = self._session.config_change()
+            if change is None:
+                return
+            descriptor, message = change
+            try:
+                written = os.write(descriptor, message)
+            except OSError as error:
+                _log.warning("cannot announce a configuration change: %s", error.strerror)
+                return
+        if written != len(message):
+            _log.warning("cannot announce a configuration change: the frontend does not read")
+
+
+async def serve(
+    endpoint: Endpoint, open_session: Callable[[], Session], ended: Callable[[Exception], None]
+) -> None:
+    """Run a session on each connection of an endpoint, one after the other, until it has no more.
+
+    Args:
+        endpoint: closed at the end, also when this task is cancelled.
+        open_session: makes the session for a connection.
+        ended: is told why a session ended, unless the frontend just went away.  The next connection
+            is waited for all the same.
+    """
+    try:
+        while (connection := await endpoint.connection()) is not None:
+            try:
+                await Connection(connection, open_session()).run()
+            except Exception as error:  # whatever became of one frontend, the next is served
+                connection.close()
+                ended(error)
+    finally:
+        endpoint.close()

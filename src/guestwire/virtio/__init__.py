@@ -1,0 +1,1 @@
+"""What virtio itself says: features, configuration, rings."""

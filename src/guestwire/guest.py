@@ -270,8 +270,13 @@ class Guest:
         if rx is None or tx is None or not (rx.enabled or tx.enabled):
             self._detach(pair)
             return
-        if pair not in self._attached:
+        if pair in self._attached:
+            self._enable(pair)
+        else:
             self._attach(pair)
+
+    def _enable(self, pair: int) -> None:
+        rx, tx = self.rings[2 * pair], self.rings[2 * pair + 1]
         self._attached[pair].pair.enable(rx=rx.enabled, tx=tx.enabled)
 
     def _split_ring(self, window: Window, index: int) -> SplitRing:
@@ -320,9 +325,13 @@ class Guest:
             worker = threading.Thread(
                 target=self._work, args=(pair, work), name=f"{self.config.name}/{pair}", daemon=True
             )
-            worker.start()
             self._attached[pair] = _Attachment(work, worker)
+            self._enable(pair)
+            work.post()
+            self.port.resume(pair)
+            worker.start()
         except BaseException:
+            self._attached.pop(pair, None)
             self.port.detach(pair)
             raise
         self.state = "running"

@@ -112,16 +112,21 @@ cdef uint32_t collect(worker *w) noexcept nogil:
     return moved
 
 
+cdef uint32_t post(worker *w) noexcept nogil:
+    """Offer the port receive buffers; return how many came from the guest."""
+    cdef uint32_t popped = 0
+    if load_relaxed_u32(&w.rx_enabled):
+        if w.buffers.end - w.buffers.first <= BURST_CHAINS // 2 or w.port.wants_buffers:
+            popped = split_ring_pop(w.pair.rx, &w.buffers, BURST_CHAINS)
+        w.port.rx_post(w.port, &w.buffers)
+    return popped
+
+
 cdef uint32_t step(worker *w) noexcept nogil:
     """One pass: the whole datapath. Returns 0 if nothing moved."""
     cdef port *p = w.port
-    cdef uint32_t moved = 0
+    cdef uint32_t moved = post(w)
     cdef uint32_t waiting
-    if load_relaxed_u32(&w.rx_enabled):
-        waiting = w.buffers.end - w.buffers.first
-        if waiting <= BURST_CHAINS // 2 or p.wants_buffers:
-            moved += split_ring_pop(w.pair.rx, &w.buffers, BURST_CHAINS)
-        p.rx_post(p, &w.buffers)
     if w.frames.first == w.frames.end:
         split_ring_pop(w.pair.tx, &w.frames, BURST_CHAINS)
     waiting = w.frames.end - w.frames.first
@@ -290,6 +295,15 @@ cdef class QueuePair:
         with nogil:
             loop(self.w)
             finish(self.w)
+
+    def post(self):
+        """Offer the port the buffers that the guest has ready, so that the first frames find some.
+
+        Called once, before `run`.
+        """
+        with nogil:
+            while post(self.w):
+                pass
 
     def step(self):
         """Do one pass of the loop; return how many frames and buffers moved. For tests."""

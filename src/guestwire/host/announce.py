@@ -9,9 +9,7 @@ from guestwire.errors import HostError
 _ETHERTYPE_RARP = 0x8035
 _BROADCAST = b"\xff" * 6
 _SHORTEST_FRAME = 60
-_REVERSE_REQUEST = (
-    b"\x00\x01\x08\x00\x06\x04\x00\x03"  # Ethernet, IPv4, lengths, operation 3 (RFC 903)
-)
+_REVERSE_REQUEST = b"\x00\x01\x08\x00\x06\x04\x00\x03"  # Ethernet, IPv4, lengths, operation 3 (RFC 903)
 
 
 def rarp_frame(mac: bytes) -> bytes:

@@ -60,6 +60,9 @@ class Port(Protocol):
             GuestwireError: the machine refuses.
         """
 
+    def resume(self, pair: int) -> None:
+        """Let frames arrive for a queue pair; its first buffers are posted."""
+
     def quiesce(self, pair: int) -> None:
         """Let no more frames arrive for a queue pair; its worker still runs."""
 

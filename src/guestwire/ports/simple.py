@@ -34,6 +34,9 @@ class SimplePort:
         """Make the compiled half; it keeps nothing outside itself."""
         return EchoPort() if self.kind == "echo" else NullPort()
 
+    def resume(self, pair: int) -> None:
+        """Frames come by themselves."""
+
     def quiesce(self, pair: int) -> None:
         """Frames come only from the guest itself."""
 
@@ -101,6 +104,9 @@ class PcapControl:
         """Begin the input anew; go on with the output."""
         self._port = PcapPort(self._frames, self._sink_fd)
         return self._port
+
+    def resume(self, pair: int) -> None:
+        """The file is there."""
 
     def quiesce(self, pair: int) -> None:
         """The file waits."""

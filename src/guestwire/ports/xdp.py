@@ -126,7 +126,7 @@ class XdpControl:
     # --- a queue pair's attachment -------------------------------------------------------------------
 
     def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
-        """Bind a socket for the queue pair in the best mode there is, and send it the queue's frames.
+        """Bind a socket for the queue pair in the best mode there is.
 
         Raises:
             GuestwireError: no mode that was asked for works; the message says why.
@@ -161,7 +161,6 @@ class XdpControl:
         )
         pinned = window.size - (0 if plan.mode != "bounce" else window.bounce_offset)
         self._attached[pair] = _Attached(queue, socket, port, plan, pinned)
-        self._program.set_socket(queue, socket.fd)
         log.info(
             "%s queue %d: %s mode%s",
             self.name,
@@ -264,6 +263,12 @@ class XdpControl:
             f"{what}: the kernel refuses {plan.mode} mode at {error.step}: {error.strerror}",
             f"guestwire doctor {self.name}",
         )
+
+    def resume(self, pair: int) -> None:
+        """Send the queue's frames to the socket."""
+        assert self._program is not None
+        attached = self._attached[pair]
+        self._program.set_socket(attached.queue, attached.socket.fd)
 
     def quiesce(self, pair: int) -> None:
         """Let the queue's frames pass to the host's network stack again."""

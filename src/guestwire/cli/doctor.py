@@ -1,0 +1,86 @@
+"""``guestwire doctor``: what this machine and an interface offer, and what to do about the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guestwire.host.checks import Check, Status, diagnose, worst
+from guestwire.ports import geometry
+
+SCHEMA_VERSION: Final = 1
+"""Of the JSON answer; it changes when a field changes its meaning or goes, not if one is added."""
+
+_STYLES: Final = {Status.OK: "green", Status.WARNING: "yellow", Status.PROBLEM: "bold red"}
+
+_CONCLUSIONS: Final = {
+    Status.OK: "Everything is in order.",
+    Status.WARNING: "xdp ports will work, but see the warnings.",
+    Status.PROBLEM: "xdp ports will be refused until the problems are solved.",
+}
+
+
+def doctor(
+    interface: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="IFNAME",
+            help="Also check this interface. Unless it carries the default route, a socket is "
+            "bound to it for a moment, which resets some NICs.",
+        ),
+    ] = None,
+    queue: Annotated[int, typer.Option(min=0, help="The receive queue of the interface to check.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
+) -> None:
+    """Say what this machine offers to guests, and what to do about what is missing.
+
+    The exit status is 0 if nothing is a problem, 1 otherwise.
+    """
+    checks = diagnose(interface, queue, geometry.largest_mtu())
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(report(interface, checks))))
+    else:
+        show(checks, Console())
+    if worst(checks) is Status.PROBLEM:
+        raise typer.Exit(1)
+
+
+def report(interface: str | None, checks: Sequence[Check]) -> dict[str, Any]:
+    """The JSON answer: ``version``, ``interface``, ``status`` and ``checks[]``.
+
+    A check has ``name``, ``status`` (``ok``, ``warning`` or ``problem``), ``found``, ``meaning``
+    and ``remedy``, which is null if there is nothing to do.
+    """
+    return {
+        "version": SCHEMA_VERSION,
+        "interface": interface,
+        "status": worst(checks),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def show(checks: Sequence[Check], console: Console) -> None:
+    """Print the answers as a table, and below it, unbroken so that it can be copied, what to do."""
+    table = Table()
+    table.add_column("", no_wrap=True)
+    table.add_column("check", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    table.add_column("what it means", overflow="fold")
+    for check in checks:
+        status = Text(check.status, style=_STYLES[check.status])
+        table.add_row(status, check.name, Text(check.found), Text(check.meaning))
+    console.print(table)
+    remedies = [check for check in checks if check.remedy is not None]
+    if remedies:
+        console.print("What to do:")
+    for check in remedies:
+        line = Text.assemble("  ", (check.name, _STYLES[check.status]), f": {check.remedy}")
+        console.print(line, soft_wrap=True)
+    console.print(_CONCLUSIONS[worst(checks)])

@@ -1,0 +1,1 @@
+"""What guestwire asks of Linux: interfaces, XDP programs, rights; no frame passes through here."""

@@ -1,0 +1,256 @@
+"""Checks of one network interface, as the other end of an ``xdp`` port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from guestwire.errors import HostError
+from guestwire.host.af_xdp_probe import LARGEST_ZERO_COPY_MTU, AfXdpProbe
+from guestwire.host.checks.check import Check, Status
+from guestwire.host.interface import Interface
+from guestwire.host.xdp_program import occupied_error, peer_queues_remedy
+
+
+def interface_checks(
+    interface: Interface, queue: int, largest_mtu: int, probe: AfXdpProbe | None
+) -> Iterator[Check]:
+    """All checks of one interface.
+
+    Args:
+        interface: which one.
+        queue: the receive queue that is meant for a guest.
+        largest_mtu: the largest MTU that a port accepts in any mode, in bytes.
+        probe: what binding to that queue showed; ``None`` if it was not tried.
+    """
+    yield check_link(interface)
+    yield check_default_route(interface)
+    yield check_queue(interface, queue)
+    yield check_steering(interface)
+    yield check_mtu(interface, largest_mtu)
+    yield check_xdp_program(interface)
+    yield check_native_xdp(interface)
+    yield check_af_xdp_modes(interface, probe)
+    yield check_iommu(interface)
+    yield check_checksum(interface)
+
+
+def check_link(interface: Interface) -> Check:
+    """Whether frames can come and go at all."""
+    what = interface.driver or interface.kind or "unknown driver"
+    found = f"{interface.name} ({what}, {interface.mac or 'no address'})"
+    if not interface.ethernet:
+        return Check(
+            "link",
+            Status.PROBLEM,
+            found,
+            "its frames have no Ethernet header, which a guest's network device expects",
+            "use an Ethernet interface: ip -brief link",
+        )
+    if not interface.up:
+        return Check(
+            "link",
+            Status.WARNING,
+            f"{found} is down",
+            "no frame passes",
+            f"ip link set dev {interface.name} up",
+        )
+    if not interface.carrier:
+        return Check(
+            "link",
+            Status.WARNING,
+            f"{found} is up, without carrier",
+            "no frame passes until the other end is up",
+            f"ip link show dev {interface.name}",
+        )
+    return Check("link", Status.OK, f"{found} is up", "frames can pass")
+
+
+def check_default_route(interface: Interface) -> Check:
+    """Whether giving the interface to a guest would cut the host off."""
+    if interface.carries_default_route:
+        return Check(
+            "default-route",
+            Status.PROBLEM,
+            f"{interface.name} carries the default route of this network namespace",
+            "a guest that takes it would cut this host off",
+            "use another interface (ip -brief link), or move the route (ip route show default)",
+        )
+    return Check("default-route", Status.OK, "does not pass here", "this host stays reachable without it")
+
+
+def check_queue(interface: Interface, queue: int) -> Check:
+    """Whether the interface has the queue that is meant for a guest."""
+    try:
+        interface.require_queue(queue)
+    except HostError as error:
+        return Check("queue", Status.PROBLEM, str(error), "it cannot be bound", error.remedy)
+    found = f"queue {queue} of {interface.receive_queues} receive"
+    return Check("queue", Status.OK, f"{found}, {interface.transmit_queues} transmit", "it can be bound")
+
+
+def check_steering(interface: Interface) -> Check:
+    """Whether all frames arrive on the queue that is bound."""
+    name = interface.name
+    if interface.receive_queues == 1:
+        return Check("steering", Status.OK, "one receive queue", "it gets every frame")
+    setting = interface.channels.setting if interface.channels else "combined"
+    return Check(
+        "steering",
+        Status.WARNING,
+        f"{interface.receive_queues} receive queues",
+        "frames that the NIC puts on other queues go to this host, not to the guest",
+        f"ethtool -L {name} {setting} 1, or steer with ethtool -X {name} or ethtool -N {name}",
+    )
+
+
+def check_mtu(interface: Interface, largest_mtu: int) -> Check:
+    """Whether a frame fits in one AF_XDP chunk."""
+    found = str(interface.mtu)
+    if interface.mtu > largest_mtu:
+        return Check(
+            "mtu",
+            Status.PROBLEM,
+            found,
+            "a frame of that length does not fit in one AF_XDP chunk",
+            f"ip link set dev {interface.name} mtu {largest_mtu}",
+        )
+    if interface.mtu > LARGEST_ZERO_COPY_MTU:
+        return Check(
+            "mtu",
+            Status.WARNING,
+            found,
+            "a frame fits in one AF_XDP chunk, but the kernel refuses mode zero-copy",
+            f"ip link set dev {interface.name} mtu {LARGEST_ZERO_COPY_MTU}",
+        )
+    return Check("mtu", Status.OK, found, "a frame fits in one AF_XDP chunk")
+
+
+def check_xdp_program(interface: Interface) -> Check:
+    """Whether the place for an XDP program is free."""
+    if not interface.programs:
+        return Check("xdp-program", Status.OK, "none attached", "the place is free")
+    error = occupied_error(interface.name, interface.programs)
+    return Check("xdp-program", Status.PROBLEM, str(error), "the place is taken", error.remedy)
+
+
+def check_native_xdp(interface: Interface) -> Check:
+    """Whether the XDP program runs in the driver; otherwise it runs in generic mode."""
+    name = "native-xdp"
+    if interface.xdp is None:
+        return Check(
+            name,
+            Status.WARNING,
+            "the kernel does not say (before 6.3)",
+            "it shows when a port is attached; generic mode is the fall-back",
+        )
+    if not interface.xdp.native:
+        return Check(
+            name,
+            Status.WARNING,
+            f"driver {interface.driver or 'unknown'} announces none",
+            "the program runs in generic mode: slower, and without zero copy",
+        )
+    peer = interface.peer
+    if peer and peer.transmit_queues and peer.transmit_queues > interface.receive_queues:
+        return Check(
+            name,
+            Status.WARNING,
+            f"refused: peer {peer.name} sends on {peer.transmit_queues} queues, "
+            f"{interface.name} receives on {interface.receive_queues}",
+            "the program runs in generic mode: slower",
+            peer_queues_remedy(interface),
+        )
+    return Check(name, Status.OK, ", ".join(interface.xdp.names), "the program runs in the driver")
+
+
+def check_af_xdp_modes(interface: Interface, probe: AfXdpProbe | None) -> Check:
+    """Which modes a port on this interface can have."""
+    name = "af-xdp-modes"
+    if probe is None:
+        return _announced_modes(interface)
+    if not probe.copy.available:
+        return Check(
+            name,
+            Status.PROBLEM,
+            f"queue {probe.queue} cannot be bound: {probe.copy.reason}",
+            "no mode is to be had",
+            "ss --xdp -p, which shows who holds AF_XDP sockets",
+        )
+    if not probe.zero_copy.available:
+        return Check(
+            name,
+            Status.WARNING,
+            f"direct, bounce; not zero-copy: {probe.zero_copy.reason}",
+            "the kernel copies each frame once, in mode direct into the guest's own buffer",
+        )
+    return Check(
+        name,
+        Status.OK,
+        f"zero-copy, direct, bounce (bound to queue {probe.queue} to see)",
+        "the NIC can write into the guest's own buffers",
+    )
+
+
+def _announced_modes(interface: Interface) -> Check:
+    name, not_tried = "af-xdp-modes", "announced by the driver, not tried"
+    if interface.xdp is None:
+        return Check(
+            name,
+            Status.WARNING,
+            "direct, bounce; of zero-copy the kernel does not say (before 6.3)",
+            "it shows when a port is attached",
+        )
+    if interface.xdp.zero_copy:
+        return Check(
+            name,
+            Status.OK,
+            f"zero-copy, direct, bounce ({not_tried})",
+            "the NIC can write into the guest's own buffers, if the bind succeeds",
+        )
+    return Check(
+        name,
+        Status.WARNING,
+        f"direct, bounce ({not_tried})",
+        "the kernel copies each frame once, in mode direct into the guest's own buffer",
+    )
+
+
+def check_iommu(interface: Interface) -> Check:
+    """Whether huge pages stay contiguous for the device."""
+    if interface.iommu_group_type is None:
+        return Check("iommu", Status.OK, "none in the way", "huge pages stay contiguous")
+    found = f"group type {interface.iommu_group_type}"
+    if interface.iommu_group_type == "identity":
+        return Check("iommu", Status.OK, found, "huge pages stay contiguous for the device")
+    return Check(
+        "iommu",
+        Status.WARNING,
+        found,
+        "the IOMMU maps page by page, which scatters even huge pages, so mode zero-copy is not used",
+        "boot with iommu.passthrough=1",
+    )
+
+
+def check_checksum(interface: Interface) -> Check:
+    """Whether frames from the other end of a veth pair arrive with their checksums computed."""
+    name, peer = "checksum", interface.peer
+    if peer is None:
+        return Check(name, Status.OK, "not a veth interface", "frames come with their checksums")
+    remedy = peer.command("ethtool -K {name} tx off")
+    if peer.transmit_checksum_offload is None:
+        return Check(
+            name,
+            Status.WARNING,
+            "the other end of the veth pair is not visible",
+            "unless its checksum offload is off, the guest drops its frames as corrupted",
+            remedy,
+        )
+    if peer.transmit_checksum_offload:
+        return Check(
+            name,
+            Status.WARNING,
+            f"peer {peer.name} leaves checksums to hardware that a veth pair does not have",
+            "the guest drops frames from it as corrupted, since AF_XDP has no place to say so",
+            remedy,
+        )
+    return Check(name, Status.OK, f"peer {peer.name} computes checksums", "the guest accepts its frames")

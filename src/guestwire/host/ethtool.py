@@ -1,0 +1,128 @@
+"""What we ask of a network driver by the ethtool ioctl: who it is, its channels, its offloads.
+
+Unlike ``/sys/class/net``, which shows the namespace that mounted it, the ioctl answers for the
+network namespace that the calling thread is in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import socket
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Final
+
+from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
+
+_SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_GDRVINFO: Final = 0x00000003
+_INTERFACE_NAME_BYTES: Final = 16
+
+_CHECKSUM_FEATURES: Final = ("tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6")
+
+
+class _DriverInformation(ctypes.Structure):
+    """``struct ethtool_drvinfo``."""
+
+    _fields_ = (
+        ("cmd", ctypes.c_uint32),
+        ("driver", ctypes.c_char * 32),
+        ("version", ctypes.c_char * 32),
+        ("fw_version", ctypes.c_char * 32),
+        ("bus_info", ctypes.c_char * 32),
+        ("erom_version", ctypes.c_char * 32),
+        ("reserved2", ctypes.c_char * 12),
+        ("n_priv_flags", ctypes.c_uint32),
+        ("n_stats", ctypes.c_uint32),
+        ("testinfo_len", ctypes.c_uint32),
+        ("eedump_len", ctypes.c_uint32),
+        ("regdump_len", ctypes.c_uint32),
+    )
+
+
+class _InterfaceRequest(ctypes.Structure):
+    """``struct ifreq`` with ``ifr_data``, padded to the size that the kernel copies."""
+
+    _fields_ = (
+        ("name", ctypes.c_char * _INTERFACE_NAME_BYTES),
+        ("data", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 16),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A driver's name, and the bus address of its device (empty for a virtual interface)."""
+
+    name: str
+    bus_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """How many queues an interface has, and could have.
+
+    Attributes:
+        receive: receive queues in use.
+        transmit: transmit queues in use.
+        maximum_receive: to how many receive queues ``ethtool -L`` can go.
+        setting: the word that ``ethtool -L`` takes: ``combined`` or ``rx``.
+    """
+
+    receive: int
+    transmit: int
+    maximum_receive: int
+    setting: str
+
+
+def driver(name: str) -> Driver | None:
+    """The driver of interface ``name``, or ``None`` if it does not say."""
+    information = _DriverInformation(cmd=_ETHTOOL_GDRVINFO)
+    request = _InterfaceRequest(name=name.encode(), data=ctypes.addressof(information))
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            fcntl.ioctl(control, _SIOCETHTOOL, request)
+    except OSError:
+        return None
+    return Driver(
+        name=bytes(information.driver).decode(errors="replace"),
+        bus_address=bytes(information.bus_info).decode(errors="replace"),
+    )
+
+
+def channels(name: str) -> Channels | None:
+    """The channels of interface ``name``, or ``None`` if its driver has no such notion."""
+    try:
+        with closing(IoctlEthtool(name)) as ethtool:
+            answer = ethtool.get_channels()
+    except (EthtoolError, OSError):
+        return None
+    return Channels(
+        receive=answer.rx_count + answer.combined_count,
+        transmit=answer.tx_count + answer.combined_count,
+        maximum_receive=answer.max_rx + answer.max_combined,
+        setting="combined" if answer.max_combined else "rx",
+    )
+
+
+def transmit_checksum_offload(name: str) -> bool | None:
+    """Whether interface ``name`` takes frames whose checksum is still to be computed.
+
+    Returns:
+        ``None`` if the driver does not say.
+
+    Raises:
+        OSError: with ``ENODEV`` if there is no such interface.
+    """
+    try:
+        with closing(IoctlEthtool(name)) as ethtool:
+            features = ethtool.get_features()
+            return any(features.is_active(feature) for feature in _CHECKSUM_FEATURES if feature in features)
+    except EthtoolError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise
+        return None

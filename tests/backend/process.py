@@ -1,0 +1,137 @@
+"""A `guestwire run` process of a test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from guestwire.testing import processes
+from guestwire.testing.memory import Region
+
+COMMAND = (sys.executable, "-m", "guestwire")
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for a condition; fail if it does not come in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def another_region(size: int = 2 << 20) -> Iterator[Region]:
+    """A region of memory that is in nobody's way, to be added to a guest's and removed again."""
+    fd = os.memfd_create("more", os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    region = Region(1 << 40, size, 1 << 45, fd, 0)
+    try:
+        yield region
+    finally:
+        region.close()
+        os.close(fd)
+
+
+class Backend:
+    """`guestwire run`, serving from the moment it is entered.
+
+    Args:
+        folder: for its sockets, its log and its runtime directory.
+        arguments: what comes after ``guestwire run``; ``--socket-path`` is added with `port`.
+        port: the port of its one guest; None if the arguments name a file.
+        namespace: the network namespace it runs in.
+        sockets: what it will listen on, if not the one socket.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        port: str | None = None,
+        arguments: Sequence[str] = (),
+        *,
+        namespace: str | None = None,
+        sockets: Sequence[Path] | None = None,
+    ) -> None:
+        self.socket = folder / "guest.sock"
+        self.log = folder / "backend.log"
+        self.sockets = list(sockets) if sockets is not None else [self.socket]
+        self._namespace = namespace
+        self._environment = {"GUESTWIRE_RUNTIME_DIRECTORY": str(folder / "run")}
+        self._arguments = list(arguments)
+        if port is not None:
+            self._arguments += ["--socket-path", str(self.socket), "--port", port]
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        self.process = processes.spawn(
+            [*COMMAND, "run", *self._arguments],
+            self.log,
+            namespace=self._namespace,
+            environment=self._environment,
+        )
+        # Its own log says when it listens: the socket of a killed predecessor may still lie there.
+        wait_until(lambda: self.text().count("listening on") >= len(self.sockets) or self.process.poll() is not None)
+        assert self.process.poll() is None, self.text()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        status = processes.stop(self.process)
+        if error is None:
+            assert status in {0, -9}, self.text()
+            assert "Traceback" not in self.text()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def text(self) -> str:
+        """What it has logged so far."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.log.read_text()
+        return ""
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another guestwire command with the same runtime directory."""
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env={**os.environ, **self._environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def guests(self) -> dict[str, Any]:
+        """The guests of `guestwire status --json`, by name."""
+        answer = self.run("status", "--json", "--pid", str(self.pid))
+        assert answer.returncode == 0, answer.stderr
+        return {guest["name"]: guest for guest in json.loads(answer.stdout)["guests"]}
+
+    def guest(self) -> Any:
+        """The one guest of `guestwire status --json`."""
+        (guest,) = self.guests().values()
+        return guest
+
+    def resources(self) -> dict[str, int]:
+        """What must not grow: descriptors and shared mappings.
+
+        Threads are not among it: asyncio's pool grows to its limit in its own time.
+        """
+        process = Path(f"/proc/{self.pid}")
+        return {
+            "descriptors": len(list((process / "fd").iterdir())),
+            "mappings": (process / "maps").read_text().count("memfd:"),
+        }

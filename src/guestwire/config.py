@@ -12,6 +12,7 @@ from guestwire.errors import ConfigurationError
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Cpu = Annotated[int, msgspec.Meta(ge=0, le=8191)]
 
 
 class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,13 +32,13 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     port: str
     name: Name = ""
-    socket_path: str | None = None
+    socket_path: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     fd: int | None = None
     role: Literal["listen", "connect"] = "listen"
     queue_pairs: Count = 1
     mac: Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$")] | None = None
     poll_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
-    cpus: tuple[int, ...] = ()
+    cpus: tuple[Cpu, ...] = ()
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,12 +51,23 @@ def complete(guest: GuestConfig) -> GuestConfig:
     """Fill in what follows from the rest; check what belongs together.
 
     Raises:
-        ConfigurationError: the socket is missing or named twice, or has no usable name.
+        ConfigurationError: the socket is missing or named twice, or an inherited one shall be connected,
+            or the address is not one guest's.
     """
     if (guest.socket_path is None) == (guest.fd is None):
         raise ConfigurationError(
             f"guest {guest.name or guest.port!r} needs either socket_path or fd",
             "give it one: --socket-path /run/guestwire/NAME.sock",
+        )
+    if guest.fd is not None and guest.role == "connect":
+        raise ConfigurationError(
+            f"guest {guest.name or guest.port!r} cannot connect: file descriptor {guest.fd} is open already",
+            'leave out --connect (role = "connect"), or give it a socket_path',
+        )
+    if guest.mac and int(guest.mac[:2], 16) & 1:
+        raise ConfigurationError(
+            f"guest {guest.name or guest.port!r}: {guest.mac} is a group's address, not a guest's",
+            f"clear its lowest bit: {int(guest.mac[:2], 16) & ~1:02x}{guest.mac[2:]}",
         )
     if guest.name:
         return guest

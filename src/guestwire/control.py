@@ -117,11 +117,21 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Begin to listen."""
-        self._server = await asyncio.start_unix_server(
-            self._serve, os.fspath(self._path), limit=LONGEST_REQUEST
-        )
-        self._path.chmod(0o600)
+        """Begin to listen.
+
+        Raises:
+            HostError: the path is too long, or may not be created.
+        """
+        try:
+            self._server = await asyncio.start_unix_server(
+                self._serve, os.fspath(self._path), limit=LONGEST_REQUEST
+            )
+            self._path.chmod(0o600)
+        except OSError as error:
+            raise HostError(
+                f"cannot listen on the control socket {self._path}: {error.strerror or error}",
+                "choose a shorter place: GUESTWIRE_RUNTIME_DIRECTORY=DIR guestwire ...",
+            ) from error
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError):

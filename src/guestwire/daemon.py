@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,10 @@ def describe(guest: Guest) -> GuestState:
     """Return the public state of a guest (`guestwire.control`)."""
     port = guest.port.status()
     window = guest.window
-    pairs = read_counters(guest.counters_path)
+    try:
+        pairs = read_counters(guest.counters_path)
+    except FileNotFoundError:  # it is not served
+        pairs = []
     worker: dict[str, int] = {}
     for pair in pairs:
         for key, value in pair["worker"].items():
@@ -111,6 +114,8 @@ class Daemon:
             GuestwireError: none of the guests could be served.
         """
         loop = asyncio.get_running_loop()
+        # A thread for each guest's session: whatever one of them takes its time for, no other waits.
+        loop.set_default_executor(ThreadPoolExecutor(len(self._configuration.guest), "session"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
         runtime = RuntimeDirectory()
@@ -131,51 +136,56 @@ class Daemon:
 
     async def _until_end(self, tasks: list[asyncio.Task[None]]) -> None:
         ending = asyncio.create_task(self._ending.wait())
-        served = asyncio.gather(*tasks)
+        served = asyncio.gather(*tasks, return_exceptions=True)
         both: list[asyncio.Future[Any]] = [ending, served]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         ending.cancel()
-        served.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await served
+        if served.done():
+            for failure in filter(None, served.result()):
+                raise failure
 
     def _start_guests(self, directory: Path) -> list[asyncio.Task[None]]:
         """Open every guest; one that cannot be served is logged, and matters only if it is the last."""
+        self._guests = [
+            Guest(config, parse_port(config.port), directory / f"{config.name}.counters")
+            for config in self._configuration.guest
+        ]
         tasks = []
         failure: GuestwireError | None = None
-        for config in self._configuration.guest:
+        for guest in self._guests:
             try:
-                guest, endpoint = self._open(config, directory)
+                endpoint = self._open(guest)
             except GuestwireError as error:
                 failure = error
-                if len(self._configuration.guest) > 1:
-                    log.error("guest %s is not served: %s; %s", config.name, error, error.remedy or "")
+                self._give_up(guest, error)
                 continue
-            self._guests.append(guest)
-            tasks.append(asyncio.create_task(self._serve(guest, endpoint), name=config.name))
+            tasks.append(asyncio.create_task(self._serve(guest, endpoint), name=guest.config.name))
         if not tasks and failure is not None:
             raise failure
         return tasks
 
-    def _open(self, config: GuestConfig, directory: Path) -> tuple[Guest, Endpoint]:
-        guest = Guest(config, parse_port(config.port), directory / f"{config.name}.counters")
+    def _open(self, guest: Guest) -> Endpoint:
+        # The socket before the port: a path in use is known before an interface is touched.
+        endpoint = _endpoint(guest.config)
         try:
-            # The socket before the port: a path in use is known before an interface is touched.
-            endpoint = _endpoint(config)
-            try:
-                guest.open()
-            except BaseException:
-                endpoint.close()
-                raise
+            guest.open()
         except BaseException:
-            guest.close()
+            endpoint.close()
             raise
         asyncio.get_running_loop().add_reader(guest.trouble_fd, guest.on_trouble)
-        return guest, endpoint
+        return endpoint
 
     def _close(self, guest: Guest) -> None:
-        asyncio.get_running_loop().remove_reader(guest.trouble_fd)
+        if guest.trouble_fd >= 0:
+            asyncio.get_running_loop().remove_reader(guest.trouble_fd)
         guest.close()
+
+    def _give_up(self, guest: Guest, error: Exception) -> None:
+        """Serve a guest no more; that of a process's only guest is shown when the process ends."""
+        self._close(guest)
+        guest.state = f"failed: {error}"
+        if len(self._guests) > 1:
+            _log_error(guest, "not served", error)
 
     async def _serve(self, guest: Guest, endpoint: Endpoint) -> None:
         waiting = "connecting" if guest.config.role == "connect" else "listening"
@@ -197,8 +207,16 @@ class Daemon:
             _log_error(guest, "the session ended", error)
 
         guest.state = waiting
-        guest.log.info("%s on %s, port %s", waiting, guest.config.socket_path, guest.config.port)
-        await serve(endpoint, session, ended)
+        where = guest.config.socket_path or f"file descriptor {guest.config.fd}"
+        guest.log.info("%s on %s, port %s", waiting, where, guest.config.port)
+        try:
+            await serve(endpoint, session, ended)
+        except Exception as error:
+            self._give_up(guest, error)
+            raise
+        # An inherited connection is gone, and no other can come.
+        self._guests.remove(guest)
+        self._close(guest)
 
 
 def _log_error(guest: Guest, what: str, error: Exception) -> None:

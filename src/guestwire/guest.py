@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from guestwire.config import GuestConfig
@@ -113,15 +113,16 @@ class Guest:
                 f"use queue_pairs = {self.port.max_queue_pairs}",
             )
         self.port.open(self.config.queue_pairs)
-        self.trouble_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        fd = os.open(self.counters_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            self._counters = Counters(fd, self.config.queue_pairs)
-        finally:
-            os.close(fd)
+        with _host_refuses("make the counter file"):
+            self.trouble_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            fd = os.open(self.counters_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            try:
+                self._counters = Counters(fd, self.config.queue_pairs)
+            finally:
+                os.close(fd)
 
     def close(self) -> None:
-        """Release everything; the session is closed already."""
+        """Release everything; the session is closed already. Closing twice is harmless."""
         self.port.close()
         if self.trouble_fd >= 0:
             os.close(self.trouble_fd)
@@ -224,7 +225,8 @@ class Guest:
 
     def start_ring(self, index: int, ring: RingConfiguration) -> None:
         """Start a ring; with the second of a pair the pair goes to work."""
-        call_fd = os.dup(ring.call_fd) if ring.call_fd is not None else os.eventfd(0, os.EFD_NONBLOCK)
+        with _host_refuses(f"start ring {index}"):
+            call_fd = os.dup(ring.call_fd) if ring.call_fd is not None else os.eventfd(0, os.EFD_NONBLOCK)
         self.rings[index] = _Ring(ring, ring.base, ring.enabled, call_fd, ring.error_fd)
         try:
             self._update(index // 2)
@@ -243,8 +245,13 @@ class Guest:
 
     def enable_ring(self, index: int, enabled: bool) -> None:
         """Let a running ring have its effect, or not."""
-        self.rings[index].enabled = enabled
-        self._update(index // 2)
+        ring = self.rings[index]
+        before, ring.enabled = ring.enabled, enabled
+        try:
+            self._update(index // 2)
+        except GuestwireError:
+            ring.enabled = before
+            raise
 
     def set_ring_call(self, index: int, fd: int | None) -> None:
         """Replace the file that the worker signals, without a moment in which there is none."""
@@ -310,18 +317,19 @@ class Guest:
         modern = Feature.VIRTIO_F_VERSION_1 in self.features
         port = self.port.attach(pair, self.window, max(sizes))
         try:
-            work = QueuePair(
-                self.window,
-                port,
-                rx,
-                tx,
-                header_size=12 if mergeable or modern else 10,
-                mergeable=mergeable,
-                counters=self._counters,
-                index=pair,
-                poll_us=self.config.poll_us,
-                trouble_fd=self.trouble_fd,
-            )
+            with _host_refuses(f"start queue pair {pair}"):
+                work = QueuePair(
+                    self.window,
+                    port,
+                    rx,
+                    tx,
+                    header_size=12 if mergeable or modern else 10,
+                    mergeable=mergeable,
+                    counters=self._counters,
+                    index=pair,
+                    poll_us=self.config.poll_us,
+                    trouble_fd=self.trouble_fd,
+                )
             worker = threading.Thread(
                 target=self._work, args=(pair, work), name=f"{self.config.name}/{pair}", daemon=True
             )
@@ -383,6 +391,18 @@ class Guest:
         if ring.error_fd is not None:
             with contextlib.suppress(OSError):
                 os.write(ring.error_fd, (1).to_bytes(8, "little"))
+
+
+@contextlib.contextmanager
+def _host_refuses(what: str) -> Iterator[None]:
+    """Say what could not be done when the machine is out of something, most often of descriptors."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(
+            f"cannot {what}: {error.strerror or error}",
+            "raise the limit on open files (ulimit -n 65536, LimitNOFILE= in a systemd unit); df -h /run",
+        ) from error
 
 
 def _explain(error: tuple[int, int, int]) -> str:

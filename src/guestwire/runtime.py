@@ -35,18 +35,18 @@ class RuntimeDirectory:
     """This process's runtime directory, created now.
 
     Raises:
-        HostError: it cannot be created.
+        HostError: it cannot be created, or would not be ours alone.
     """
 
     def __init__(self) -> None:
         self.path = base_directory() / str(os.getpid())
         try:
             base_directory().mkdir(mode=0o755, parents=True, exist_ok=True)
+            _require_own(base_directory())
             live_directories()
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(mode=0o700)
-            self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._lock = _lock(self.path)
         except OSError as error:
             raise HostError(
                 f"cannot create the runtime directory {self.path}: {error.strerror}",
@@ -59,12 +59,34 @@ class RuntimeDirectory:
         os.close(self._lock)
 
 
+def _require_own(base: Path) -> None:
+    """Refuse a directory that another user has put there: its owner could exchange our files."""
+    if not os.environ.get("GUESTWIRE_RUNTIME_DIRECTORY") and base.stat().st_uid != os.geteuid():
+        raise HostError(
+            f"the directory {base} belongs to user {base.stat().st_uid}, not to user {os.geteuid()}",
+            "choose another place: GUESTWIRE_RUNTIME_DIRECTORY=DIR guestwire ...",
+        )
+
+
+def _lock(directory: Path) -> int:
+    """Lock a runtime directory; its lock file appears only when it is locked."""
+    unseen = directory / f"{_LOCK}.new"
+    descriptor = os.open(unseen, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        unseen.rename(directory / _LOCK)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def _is_live(directory: Path) -> bool:
     """Tell whether the process of a runtime directory still holds its lock."""
     try:
         lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        # Between mkdir and lock a process is starting; it is gone if its number is.
+        # Before it has its lock a process is starting; it is gone if its number is.
         return Path(f"/proc/{directory.name}").exists()
     except PermissionError:
         return False

@@ -18,10 +18,18 @@ import guestwire.datapath.port
 from guestwire.datapath.window import Window
 from guestwire.datapath.xdp import XdpPort
 from guestwire.datapath.xdp_socket import XdpSocket, XdpSocketError
-from guestwire.errors import ConfigurationError, GuestwireError, HostError
+from guestwire.errors import GuestwireError, HostError
 from guestwire.host.announce import send_rarp
 from guestwire.host.capabilities import af_xdp_support, memory_lock_bytes
+from guestwire.host.checks import Status, require
+from guestwire.host.checks.interface import (
+    check_checksum,
+    check_default_route,
+    check_link,
+    check_mtu,
+)
 from guestwire.host.interface import Interface
+from guestwire.host.netlink import wait_until_released
 from guestwire.host.privileges import Capability, permission_error
 from guestwire.host.xdp_program import XdpProgram
 from guestwire.ports import geometry
@@ -89,24 +97,14 @@ class XdpControl:
         interface = Interface.open(self.name)
         for queue in range(self.queue, self.queue + queue_pairs):
             interface.require_queue(queue)
-        if interface.carries_default_route:
-            raise ConfigurationError(
-                f"interface {self.name} carries this host's default route: taking its queue "
-                f"{self.queue} would cut the host off from its network",
-                "use another interface, a virtual function or a veth pair",
-            )
-        if interface.mtu > geometry.largest_mtu():
-            raise ConfigurationError(
-                f"interface {self.name} has an MTU of {interface.mtu}: frames of more than "
-                f"{geometry.largest_mtu()} bytes do not fit in one AF_XDP chunk",
-                f"ip link set dev {self.name} mtu {geometry.largest_mtu()}",
-            )
-        if interface.peer and interface.peer.transmit_checksum_offload:
-            log.warning(
-                "%s: its peer %s leaves checksums unfinished; the guest will drop such frames. "
-                "Turn that off there: ethtool -K %s tx off",
-                self.name, interface.peer.name, interface.peer.name,
-            )  # fmt: skip
+        require(
+            check_link(interface),
+            check_default_route(interface),
+            check_mtu(interface, geometry.largest_mtu()),
+        )
+        checksum = check_checksum(interface)
+        if checksum.status is not Status.OK:
+            log.warning("%s: %s: %s; %s", self.name, checksum.found, checksum.meaning, checksum.remedy)
         self._interface = interface
         self.mtu = interface.mtu
         _, multi_buffer = af_xdp_support()
@@ -285,6 +283,11 @@ class XdpControl:
             return
         self._count(attached, self._past)
         attached.port.close()
+        if attached.plan.mode == "zero-copy" and self._interface is not None:
+            # close() returns before the NIC has let go: until then it may write into the guest's buffers.
+            released = wait_until_released(self._interface.index, attached.queue, timeout_s=RELEASE_SECONDS)
+            if not released:
+                log.warning("%s queue %d: cannot tell when the NIC let go", self.name, attached.queue)
 
     def announce(self, mac: bytes) -> None:
         """Send a gratuitous RARP from the interface."""

@@ -1,0 +1,94 @@
+# Every target sets up what it needs: `make demo` in a fresh clone is enough.
+# As root, or with sudo at hand: guests are put on network namespaces.
+
+VENV := .venv
+DEBUG_VENV := .venv-debug
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml meson.build meson.options \
+	$(shell find src -type f -not -name '*.pyc' -not -name '*.pyi')
+STUBS := $(shell find src -name '*.pyi')
+STUBBED_MODULES := $(subst /,.,$(STUBS:src/%.pyi=%))
+
+# Under sudo nothing may be left in the tree that its owner cannot remove.
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=GUESTWIRE_CACHE env \
+	PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/guestwire-hypothesis)
+
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# create VENV: the interpreter is looked for only when it is needed, since setup may install it.
+# Older pips, such as Debian 12's, know neither dependency groups nor repeated settings.
+create = "$$(scripts/find-python.sh)" -m venv $(1) \
+	&& $(1)/bin/python $(PIP_INSTALL) --upgrade 'pip>=25.1' \
+	&& $(1)/bin/python $(PIP_INSTALL) --group build
+
+# install VENV,SETTINGS: build directories outlive the call, so that only what changed is compiled.
+install = PATH="$(CURDIR)/$(1)/bin:$$PATH" \
+	python $(PIP_INSTALL) --no-build-isolation $(2) .
+
+SANITIZERS := -Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_checks=true \
+	-Csetup-args=-Db_sanitize=address,undefined -Csetup-args=-Db_lundef=false
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test build lint debug clean setup setup-test
+.DELETE_ON_ERROR:
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
+
+demo: $(VENV)/.built ## boot a guest, put it on a wire through guestwire, measure, tear down
+	@$(AS_ROOT) $(CURDIR)/$(BIN)/guestwire demo
+
+test: setup-test $(VENV)/.built $(VENV)/.test-tools ## run all tests that this machine can run
+	@$(AS_ROOT) $(CURDIR)/$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+build: $(VENV)/.built ## build and install into .venv
+
+lint: $(VENV)/.built $(VENV)/.lint-tools ## check style, types, and the stubs of the compiled modules
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/cython-lint $(shell find src -name '*.pyx' -o -name '*.pxd')
+	@$(BIN)/mypy
+	@$(BIN)/python -m mypy.stubtest --concise --allowlist tests/stubtest-allowlist.txt \
+		--ignore-unused-allowlist $(STUBBED_MODULES)
+
+debug: $(DEBUG_VENV)/.built ## run the unit and model tests under sanitizers, with bounds checks
+	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+		$(DEBUG_VENV)/bin/python -m pytest tests/unit tests/model
+
+clean: ## remove what was built here (fetched kernels stay, in ~/.cache/guestwire)
+	@rm -rf $(VENV) $(DEBUG_VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+setup:
+	@scripts/setup.sh
+
+setup-test:
+	@scripts/setup.sh --test
+
+$(VENV)/.created: | setup
+	@echo "creating $(VENV)"
+	@$(call create,$(VENV))
+	@touch $@
+
+$(VENV)/.built: $(SOURCES) $(VENV)/.created
+	@echo "building guestwire"
+	@$(call install,$(VENV),-Cbuild-dir=build/release)
+	@touch $@
+
+$(VENV)/.test-tools: pyproject.toml $(VENV)/.created
+	@$(BIN)/python $(PIP_INSTALL) --group test
+	@touch $@
+
+$(VENV)/.lint-tools: pyproject.toml $(VENV)/.created
+	@$(BIN)/python $(PIP_INSTALL) --group lint
+	@touch $@
+
+$(DEBUG_VENV)/.created: | setup
+	@echo "creating $(DEBUG_VENV)"
+	@$(call create,$(DEBUG_VENV)) && $(DEBUG_VENV)/bin/python $(PIP_INSTALL) --group test
+	@touch $@
+
+$(DEBUG_VENV)/.built: $(SOURCES) $(DEBUG_VENV)/.created
+	@echo "building guestwire with sanitizers"
+	@$(call install,$(DEBUG_VENV),-Cbuild-dir=build/debug $(SANITIZERS))
+	@touch $@

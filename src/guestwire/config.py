@@ -67,7 +67,7 @@ def complete(guest: GuestConfig) -> GuestConfig:
     if guest.mac and int(guest.mac[:2], 16) & 1:
         raise ConfigurationError(
             f"guest {guest.name or guest.port!r}: {guest.mac} is a group's address, not a guest's",
-            f"clear its lowest bit: {int(guest.mac[:2], 16) & ~1:02x}{guest.mac[2:]}",
+            f"use an individual one, such as {int(guest.mac[:2], 16) & ~1 | 2:02x}{guest.mac[2:]}",
         )
     if guest.name:
         return guest

@@ -31,6 +31,7 @@ from guestwire.vhost_user.endpoint import Connector, Endpoint, Inherited, Listen
 from guestwire.vhost_user.session import Session
 from guestwire.vhost_user.transport import serve
 from guestwire.virtio.features import names
+from guestwire.worker import allow_interrupts
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Daemon:
         """
         loop = asyncio.get_running_loop()
         # A thread for each guest's session: whatever one of them takes its time for, no other waits.
+        allow_interrupts()
         loop.set_default_executor(ThreadPoolExecutor(len(self._configuration.guest), "session"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)

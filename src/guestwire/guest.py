@@ -3,7 +3,7 @@
 Threads. The session calls the device's methods from one thread at a time. Each queue pair has a worker of
 its own while it is attached (`_update` says when): there is no other way to pause
 a worker than to end it, so that whatever changes (memory, a ring) changes while nobody looks. ``on_trouble``
-runs in the event loop and only reads.
+runs in the event loop, and may never wait for a frontend there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.split_ring import SplitRing
 from guestwire.datapath.window import Window
 from guestwire.errors import FrontendError, GuestwireError, HostError
+from guestwire.eventfds import ErrorSignals, require_kick
 from guestwire.ports.base import Port
 from guestwire.ports.simple import LONGEST_MTU
 from guestwire.vhost_user.constants import ConfigFlag, ProtocolFeature
@@ -31,6 +32,7 @@ from guestwire.vhost_user.memory import MemoryRegion
 from guestwire.virtio.features import Feature
 from guestwire.virtio.net_config import NetConfig
 from guestwire.virtio.ring_errors import RingError
+from guestwire.worker import Worker
 
 FEATURES = (
     Feature.VIRTIO_F_VERSION_1
@@ -71,14 +73,6 @@ class _Ring:
     error: str | None = None
 
 
-@dataclasses.dataclass(slots=True)
-class _Attachment:
-    """A queue pair at work."""
-
-    pair: QueuePair
-    worker: threading.Thread
-
-
 class Guest:
     """A virtio network device for one frontend (`guestwire.vhost_user.device.Device`).
 
@@ -96,7 +90,9 @@ class Guest:
         self.window: Window | None = None
         self.rings: dict[int, _Ring] = {}
         self.trouble_fd = -1
-        self._attached: dict[int, _Attachment] = {}
+        self._attached: dict[int, Worker] = {}
+        self._trouble = threading.Lock()  # held while an error descriptor is looked at or changed
+        self._signals = ErrorSignals()
         self._counters: Counters | None = None
         self._mac = bytes.fromhex(config.mac.replace(":", "")) if config.mac else default_mac(config.name)
 
@@ -226,6 +222,8 @@ class Guest:
     def start_ring(self, index: int, ring: RingConfiguration) -> None:
         """Start a ring; with the second of a pair the pair goes to work."""
         with _host_refuses(f"start ring {index}"):
+            if ring.kick_fd is not None:
+                require_kick(index, ring.kick_fd)
             call_fd = os.dup(ring.call_fd) if ring.call_fd is not None else os.eventfd(0, os.EFD_NONBLOCK)
         self.rings[index] = _Ring(ring, ring.base, ring.enabled, call_fd, ring.error_fd)
         try:
@@ -237,7 +235,8 @@ class Guest:
     def stop_ring(self, index: int) -> int:
         """Stop a ring; its pair ends work until both run again."""
         self._detach(index // 2)
-        ring = self.rings.pop(index)
+        with self._trouble:
+            ring = self.rings.pop(index)
         os.close(ring.call_fd)
         if not self.rings:
             self.state = "connected"
@@ -264,7 +263,8 @@ class Guest:
 
     def set_ring_error(self, index: int, fd: int | None) -> None:
         """Remember whom to tell when the ring breaks."""
-        self.rings[index].error_fd = fd
+        with self._trouble:
+            self.rings[index].error_fd = fd
 
     def _update(self, pair: int) -> None:
         """Attach or detach a pair, as its rings now want it.
@@ -288,6 +288,7 @@ class Guest:
 
     def _split_ring(self, window: Window, index: int) -> SplitRing:
         ring = self.rings[index]
+        ring.error = None
         c = ring.configuration
         try:
             return SplitRing(
@@ -330,10 +331,9 @@ class Guest:
                     poll_us=self.config.poll_us,
                     trouble_fd=self.trouble_fd,
                 )
-            worker = threading.Thread(
-                target=self._work, args=(pair, work), name=f"{self.config.name}/{pair}", daemon=True
-            )
-            self._attached[pair] = _Attachment(work, worker)
+            cpus = self.config.cpus
+            worker = Worker(work, f"{self.config.name}/{pair}", cpus[pair % len(cpus)] if cpus else None)
+            self._attached[pair] = worker
             self._enable(pair)
             work.post()
             self.port.resume(pair)
@@ -344,53 +344,49 @@ class Guest:
             raise
         self.state = "running"
 
-    def _work(self, pair: int, work: QueuePair) -> None:
-        """Be the worker of a pair: pin the thread, then stay in the compiled loop until told to stop."""
-        if self.config.cpus:
-            cpu = self.config.cpus[pair % len(self.config.cpus)]
-            try:
-                os.sched_setaffinity(0, {cpu})
-            except OSError as error:
-                self.log.warning("cannot run queue pair %d on CPU %d: %s", pair, cpu, error.strerror)
-        work.run()
-
     def _detach(self, pair: int) -> None:
         """End a pair's work: nothing of it is lost, and each ring's base is exact afterwards."""
-        attached = self._attached.pop(pair, None)
-        if attached is None:
+        worker = self._attached.pop(pair, None)
+        if worker is None:
             return
         self.port.quiesce(pair)
-        attached.pair.stop()
-        attached.worker.join()
+        worker.stop()
         self.port.detach(pair)
-        attached.pair.settle()
-        self.rings[2 * pair].base = attached.pair.rx.base
-        self.rings[2 * pair + 1].base = attached.pair.tx.base
+        worker.pair.settle()
+        self._note_trouble(pair, worker.pair)
+        self.rings[2 * pair].base = worker.pair.rx.base
+        self.rings[2 * pair + 1].base = worker.pair.tx.base
 
     # --- trouble -------------------------------------------------------------------------------------
 
     def on_trouble(self) -> None:
-        """A worker has found a broken ring or window: say so, and tell the frontend."""
+        """A worker has found a broken ring or window."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.trouble_fd)
-        for pair, attached in list(self._attached.items()):
-            fault = attached.pair.window.fault
-            for index, ring in ((2 * pair, attached.pair.rx), (2 * pair + 1, attached.pair.tx)):
-                broken = _explain(ring.error) if ring.error else fault
-                if broken:
-                    self._ring_broke(index, broken)
-            if fault:
-                self.state = f"failed: {fault}"
+        for pair, worker in list(self._attached.items()):
+            self._note_trouble(pair, worker.pair)
 
-    def _ring_broke(self, index: int, why: str) -> None:
-        ring = self.rings.get(index)
-        if ring is None or ring.error:
-            return
-        ring.error = why
-        self.log.error("ring %d is stopped: %s; reset the guest's network device to go on", index, why)
-        if ring.error_fd is not None:
-            with contextlib.suppress(OSError):
-                os.write(ring.error_fd, (1).to_bytes(8, "little"))
+    def _note_trouble(self, pair: int, work: QueuePair) -> None:
+        """Say what a worker has found broken, and tell the frontend."""
+        fault = work.window.fault
+        for index, ring in ((2 * pair, work.rx), (2 * pair + 1, work.tx)):
+            if ring.error:
+                self._ring_broke(index, _explain(ring.error), "reset the guest's network device to go on")
+            elif fault:
+                self._ring_broke(index, fault, "start the virtual machine anew")
+        if fault:
+            self.state = f"failed: {fault}"
+
+    def _ring_broke(self, index: int, why: str, remedy: str) -> None:
+        with self._trouble:
+            ring = self.rings.get(index)
+            if ring is None or ring.error:
+                return
+            ring.error = why
+            self.log.error("ring %d is stopped: %s; %s", index, why, remedy)
+            if ring.error_fd is not None:
+                with contextlib.suppress(OSError):
+                    self._signals.send(index, ring.error_fd)
 
 
 @contextlib.contextmanager

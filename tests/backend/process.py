@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -78,7 +79,7 @@ class Backend:
             environment=self._environment,
         )
         # Its own log says when it listens: the socket of a killed predecessor may still lie there.
-        wait_until(lambda: self.text().count("listening on") >= len(self.sockets) or self.process.poll() is not None)
+        wait_until(lambda: len(re.findall("(listening|connecting) on", self.text())) >= len(self.sockets) or self.process.poll() is not None)
         assert self.process.poll() is None, self.text()
         return self
 

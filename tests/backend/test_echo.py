@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from backend.process import Backend, another_region, wait_until
 
+from backend.process import Backend, another_region, wait_until
 from guestwire.testing import (
     DRIVER_FEATURES,
     FRONTEND_FEATURES,

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 import guestwire
+from guestwire.cli.demo import demo
 from guestwire.cli.doctor import doctor
 from guestwire.cli.run import run
 from guestwire.cli.status import status
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(status)
 app.command()(doctor)
+app.command()(demo)
 
 
 def _version(asked: bool) -> None:

@@ -21,19 +21,34 @@ def status(
     pid: Annotated[int | None, typer.Option(help="Only the process with this number.")] = None,
 ) -> None:
     """Show guests, their ports and what has crossed them."""
-    directories = [d for d in live_directories() if pid is None or d.name == str(pid)]
-    if not directories:
+    answers, failures = _ask(pid)
+    if not answers and not failures:
         which = f"process {pid}" if pid is not None else "guestwire process"
         raise HostError(
             f"no running {which} has its runtime directory in {base_directory()}",
             "guestwire run --socket-path PATH --port PORT",
         )
-    answers = [ask_status(directory / CONTROL_SOCKET) for directory in directories]
     guests = [guest for answer in answers for guest in answer.guests]
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode({"guests": guests}), indent=2).decode())
     else:
         Console().print(_table(answers))
+    for failure in failures:
+        raise failure
+
+
+def _ask(pid: int | None) -> tuple[list[Status], list[HostError]]:
+    """Ask the processes, or the one; return what they answer, and why others that live do not."""
+    answers, failures = [], []
+    for directory in live_directories():
+        if pid is not None and directory.name != str(pid):
+            continue
+        try:
+            answers.append(ask_status(directory / CONTROL_SOCKET))
+        except HostError as error:
+            if directory in live_directories():  # it has not just ended
+                failures.append(error)
+    return answers, failures
 
 
 def _table(answers: list[Status]) -> Table:

@@ -14,14 +14,14 @@ from guestwire.datapath.frames cimport (
     frame_pieces,
     piece,
 )
-from guestwire.datapath.port cimport Port, pair_context, port
+from guestwire.datapath.port cimport Port, pair_context, port_interface
 from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 
 cdef enum:
     LONGEST_FRAME = 65550   # 64 KiB and an Ethernet header
 
 cdef struct echo_port:
-    port base
+    port_interface base
     uint32_t sent
     uint32_t received
     used_element sent_elements[BURST_CHAINS]
@@ -29,12 +29,12 @@ cdef struct echo_port:
     piece pieces[BURST_SEGMENTS]
 
 
-cdef void echo_rx_post(port *self, burst *buffers) noexcept nogil:
+cdef void echo_rx_post(port_interface *self, burst *buffers) noexcept nogil:
     # Buffers stay where they are: tx_submit takes them as frames come.
     pass
 
 
-cdef void echo_tx_submit(port *self, burst *frames) noexcept nogil:
+cdef void echo_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef echo_port *e = <echo_port *>self
     cdef pair_context *pair = self.pair
     cdef pair_counters *counters = pair.counters
@@ -71,7 +71,7 @@ cdef void echo_tx_submit(port *self, burst *frames) noexcept nogil:
     self.wants_buffers = frames.first < frames.end
 
 
-cdef uint32_t echo_tx_poll(port *self, const used_element **done) noexcept nogil:
+cdef uint32_t echo_tx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef echo_port *e = <echo_port *>self
     cdef uint32_t count = e.sent
     done[0] = e.sent_elements
@@ -79,7 +79,7 @@ cdef uint32_t echo_tx_poll(port *self, const used_element **done) noexcept nogil
     return count
 
 
-cdef uint32_t echo_rx_poll(port *self, const used_element **done) noexcept nogil:
+cdef uint32_t echo_rx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef echo_port *e = <echo_port *>self
     cdef uint32_t count = e.received
     done[0] = e.received_elements
@@ -87,7 +87,7 @@ cdef uint32_t echo_rx_poll(port *self, const used_element **done) noexcept nogil
     return count
 
 
-cdef void echo_drain(port *self) noexcept nogil:
+cdef void echo_drain(port_interface *self) noexcept nogil:
     pass
 
 

@@ -6,24 +6,24 @@ from libc.stdlib cimport calloc, free
 
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.counters cimport DROP_PORT
-from guestwire.datapath.port cimport Port, pair_context, port
+from guestwire.datapath.port cimport Port, pair_context, port_interface
 from guestwire.datapath.split_ring cimport BURST_CHAINS, burst, chain
 
 cdef struct null_port:
-    port base
+    port_interface base
     uint32_t sent
     used_element sent_elements[BURST_CHAINS]
 
 
-cdef void null_rx_post(port *self, burst *buffers) noexcept nogil:
+cdef void null_rx_post(port_interface *self, burst *buffers) noexcept nogil:
     pass
 
 
-cdef uint32_t null_rx_poll(port *self, const used_element **done) noexcept nogil:
+cdef uint32_t null_rx_poll(port_interface *self, const used_element **done) noexcept nogil:
     return 0
 
 
-cdef void null_tx_submit(port *self, burst *frames) noexcept nogil:
+cdef void null_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef null_port *n = <null_port *>self
     cdef pair_context *pair = self.pair
     cdef chain *c
@@ -39,7 +39,7 @@ cdef void null_tx_submit(port *self, burst *frames) noexcept nogil:
     pair.counters.tx.drops[DROP_PORT] += n.sent
 
 
-cdef uint32_t null_tx_poll(port *self, const used_element **done) noexcept nogil:
+cdef uint32_t null_tx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef null_port *n = <null_port *>self
     cdef uint32_t count = n.sent
     done[0] = n.sent_elements
@@ -47,7 +47,7 @@ cdef uint32_t null_tx_poll(port *self, const used_element **done) noexcept nogil
     return count
 
 
-cdef void null_drain(port *self) noexcept nogil:
+cdef void null_drain(port_interface *self) noexcept nogil:
     pass
 
 

@@ -21,7 +21,7 @@ from guestwire.datapath.frames cimport (
     frame_pieces,
     piece,
 )
-from guestwire.datapath.port cimport Port, pair_context, port
+from guestwire.datapath.port cimport Port, pair_context, port_interface
 from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 
 cdef enum:
@@ -33,7 +33,7 @@ LINKTYPE_ETHERNET = 1
 _MAGICS = {0xA1B2C3D4: "microseconds", 0xA1B23C4D: "nanoseconds"}
 
 cdef struct pcap_port:
-    port base
+    port_interface base
     # Frames to deliver: positions of the records' headers in the mapped input.
     const uint8_t *input
     uint64_t *records
@@ -61,11 +61,11 @@ cdef extern from *:
     uint32_t __builtin_bswap32(uint32_t) nogil
 
 
-cdef void pcap_rx_post(port *self, burst *buffers) noexcept nogil:
+cdef void pcap_rx_post(port_interface *self, burst *buffers) noexcept nogil:
     pass
 
 
-cdef uint32_t pcap_rx_poll(port *self, const used_element **done) noexcept nogil:
+cdef uint32_t pcap_rx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef pcap_port *p = <pcap_port *>self
     cdef pair_counters *counters = self.pair.counters
     cdef uint32_t received = 0
@@ -120,7 +120,7 @@ cdef void flush(pcap_port *p) noexcept nogil:
     p.output_used = 0
 
 
-cdef void pcap_tx_submit(port *self, burst *frames) noexcept nogil:
+cdef void pcap_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef pcap_port *p = <pcap_port *>self
     cdef pair_context *pair = self.pair
     cdef pair_counters *counters = pair.counters
@@ -151,7 +151,7 @@ cdef void pcap_tx_submit(port *self, burst *frames) noexcept nogil:
     flush(p)
 
 
-cdef uint32_t pcap_tx_poll(port *self, const used_element **done) noexcept nogil:
+cdef uint32_t pcap_tx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef pcap_port *p = <pcap_port *>self
     cdef uint32_t count = p.sent
     done[0] = p.sent_elements
@@ -159,7 +159,7 @@ cdef uint32_t pcap_tx_poll(port *self, const used_element **done) noexcept nogil
     return count
 
 
-cdef void pcap_drain(port *self) noexcept nogil:
+cdef void pcap_drain(port_interface *self) noexcept nogil:
     pass
 
 

@@ -18,22 +18,22 @@ cdef struct pair_context:
     bint mergeable              # VIRTIO_NET_F_MRG_RXBUF
 
 # Completions are handed over as an array that stays the port's and is valid until its next call.
-cdef struct port:
+cdef struct port_interface:
     # Take buffers from the front of `buffers`, as many as are useful now.
-    void (*rx_post)(port *self, burst *buffers) noexcept nogil
+    void (*rx_post)(port_interface *self, burst *buffers) noexcept nogil
     # Frames that have arrived; all buffers of one frame in one array, in order.
-    uint32_t (*rx_poll)(port *self, const used_element **done) noexcept nogil
+    uint32_t (*rx_poll)(port_interface *self, const used_element **done) noexcept nogil
     # Take frames from the front of `frames`, as many as there is room for.
-    void (*tx_submit)(port *self, burst *frames) noexcept nogil
+    void (*tx_submit)(port_interface *self, burst *frames) noexcept nogil
     # Frames that have left: their buffers are the guest's again.
-    uint32_t (*tx_poll)(port *self, const used_element **done) noexcept nogil
+    uint32_t (*tx_poll)(port_interface *self, const used_element **done) noexcept nogil
     # Called once after the worker's loop: finish what can be finished. Buffers that remain are offered
     # to the next port, in the guest's order.
-    void (*drain)(port *self) noexcept nogil
+    void (*drain)(port_interface *self) noexcept nogil
     pair_context *pair
     int fd                      # readable when rx_poll has something; -1: never sleeps for that
     bint wants_buffers          # a kick of the receive ring is worth waking up for
     bint busy                   # tx_poll or rx_poll must be called again soon: do not sleep
 
 cdef class Port:
-    cdef port *port             # owned by the subclass
+    cdef port_interface *port             # owned by the subclass

@@ -29,7 +29,7 @@ cdef extern from "<sys/epoll.h>" nogil:
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.atomics cimport cpu_relax, load_relaxed_u32, store_relaxed_u32
 from guestwire.datapath.counters cimport DROP_RING_DISABLED, Counters
-from guestwire.datapath.port cimport Port, pair_context, port
+from guestwire.datapath.port cimport Port, pair_context, port_interface
 from guestwire.datapath.split_ring cimport (
     BURST_CHAINS,
     SplitRing,
@@ -50,7 +50,7 @@ cdef enum:
 
 cdef struct worker:
     pair_context pair
-    port *port
+    port_interface *port
     uint32_t stop
     uint32_t rx_enabled
     uint32_t tx_enabled
@@ -124,7 +124,7 @@ cdef uint32_t post(worker *w) noexcept nogil:
 
 cdef uint32_t step(worker *w) noexcept nogil:
     """One pass: the whole datapath. Returns 0 if nothing moved."""
-    cdef port *p = w.port
+    cdef port_interface *p = w.port
     cdef uint32_t moved = post(w)
     cdef uint32_t waiting
     if w.frames.first == w.frames.end:

@@ -30,7 +30,6 @@ from guestwire.datapath.atomics cimport (
     load_relaxed_u16,
     load_relaxed_u64,
     store_relaxed_u16,
-    store_relaxed_u64,
     store_release_u16,
 )
 from guestwire.datapath.window cimport Window, window_translate
@@ -221,10 +220,8 @@ cdef uint32_t split_ring_pop(split_ring *ring, burst *b, uint32_t most) noexcept
 cdef void split_ring_push(split_ring *ring, const used_element *elements, uint32_t count) noexcept nogil:
     """Write used elements; the driver sees them at the next split_ring_publish."""
     cdef uint32_t i
-    cdef const uint64_t *words = <const uint64_t *>elements
-    cdef uint64_t *entries = <uint64_t *>ring.used.ring
     for i in range(count):
-        store_relaxed_u64(&entries[ring.next_used & ring.mask], words[i])
+        ring.used.ring[ring.next_used & ring.mask] = elements[i]
         ring.in_flight[elements[i].id] = 0
         ring.next_used += 1
     ring.in_flight_count -= count

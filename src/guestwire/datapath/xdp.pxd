@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.frames cimport piece
-from guestwire.datapath.port cimport Port, port
+from guestwire.datapath.port cimport Port, port_interface
 from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst
 from guestwire.datapath.window cimport FRAME_BYTES
 from guestwire.datapath.xdp_socket cimport XdpSocket, socket_ring
@@ -31,7 +31,7 @@ cdef struct posted_buffer:
     uint8_t reason              # why a bounce frame: COPY_...
 
 cdef struct xdp_port:
-    port base
+    port_interface base
     socket_ring *fill
     socket_ring *completion
     socket_ring *rx

@@ -26,7 +26,7 @@ from guestwire.datapath.counters cimport (
     pair_counters,
 )
 from guestwire.datapath.frames cimport DELIVER_NEVER, deliver, fill_chain, piece, write_net_header
-from guestwire.datapath.port cimport pair_context, port
+from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.split_ring cimport BURST_CHAINS, RING_OK, burst, chain, split_ring_read_chain
 from guestwire.datapath.window cimport window_contiguous
 from guestwire.datapath.xdp cimport (
@@ -98,7 +98,7 @@ cdef void post_spare_frames(xdp_port *x, uint32_t space, uint32_t most, uint8_t 
         space -= 1
 
 
-cdef void xdp_rx_post(port *self, burst *buffers) noexcept nogil:
+cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef pair_context *pair = self.pair
     cdef uint32_t space = x.posted_mask + 1 - (x.posted_end - x.posted_first)
@@ -255,7 +255,7 @@ cdef void return_skipped(xdp_port *x) noexcept nogil:
             finish_posted(x, e)
 
 
-cdef uint32_t xdp_rx_poll(port *self, const used_element **done) noexcept nogil:
+cdef uint32_t xdp_rx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef pair_context *pair = self.pair
     cdef xdp_desc *d

@@ -24,7 +24,7 @@ from guestwire.datapath.counters cimport (
     pair_counters,
 )
 from guestwire.datapath.frames cimport check_sent_frame, frame_pieces
-from guestwire.datapath.port cimport pair_context, port
+from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 from guestwire.datapath.window cimport FRAME_BYTES, window, window_contiguous
 from guestwire.datapath.xdp cimport (
@@ -123,7 +123,7 @@ cdef void wake_sender(xdp_port *x) noexcept nogil:
     x.base.pair.counters.system_calls += calls
 
 
-cdef void xdp_tx_submit(port *self, burst *frames) noexcept nogil:
+cdef void xdp_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef pair_context *pair = self.pair
     cdef pair_counters *counters = pair.counters
@@ -167,7 +167,7 @@ cdef void return_unsent(xdp_port *x) noexcept nogil:
     x.descriptors_out = 0
 
 
-cdef uint32_t xdp_tx_poll(port *self, const used_element **done) noexcept nogil:
+cdef uint32_t xdp_tx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef uint64_t address
     cdef uint32_t count, head, waiting
@@ -200,7 +200,7 @@ cdef uint32_t xdp_tx_poll(port *self, const used_element **done) noexcept nogil:
     return count
 
 
-cdef void xdp_drain(port *self) noexcept nogil:
+cdef void xdp_drain(port_interface *self) noexcept nogil:
     """Wait until what was submitted has left, so that its buffers can be returned as used."""
     cdef xdp_port *x = <xdp_port *>self
     cdef timespec start, now

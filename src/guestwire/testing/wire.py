@@ -1,0 +1,98 @@
+"""A wire to put a guest on: a veth pair between two network namespaces.
+
+guestwire drives one end; the other, the peer, is an ordinary Linux host.  Nothing of the machine's
+own network is touched.
+
+    with Wire() as wire, tempfile.NamedTemporaryFile() as log:
+        wire.near.spawn(["guestwire", "run", ..., f"--port=xdp:{wire.interface}"], Path(log.name))
+        wire.far.run(["ping", "-c", "1", wire.guest_address])
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import socket
+import struct
+from types import TracebackType
+from typing import Self
+
+from guestwire.testing.namespaces import Namespace
+
+SIOCETHTOOL = 0x8946  # linux/sockios.h
+ETHTOOL_STXCSUM = 0x17  # linux/ethtool.h
+
+
+class Wire:
+    """Two namespaces, ``near`` (guestwire's) and ``far`` (the peer's), and the pair between them.
+
+    Args:
+        mtu: of both ends.
+        queues: receive queues and transmit queues of each end.  Linux attaches an XDP program to a
+            veth only if it has at least as many receive queues as the other end has transmit
+            queues; with equal numbers it always can.
+
+    Raises:
+        HostError: we may not make network namespaces.
+    """
+
+    interface = "wire0"
+    peer_interface = "peer0"
+    peer_address = "192.0.2.1"  # RFC 5737, TEST-NET-1
+    guest_address = "192.0.2.2"
+    prefix_length = 24
+
+    def __init__(self, mtu: int = 1500, queues: int = 1) -> None:
+        self.far = Namespace("far")
+        try:
+            self.near = Namespace("near")
+        except BaseException:
+            self.far.remove()
+            raise
+        try:
+            self._connect(mtu, queues)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _connect(self, mtu: int, queues: int) -> None:
+        end = {"mtu": mtu, "num_rx_queues": queues, "num_tx_queues": queues}
+        with self.far.netlink() as netlink:
+            netlink.link(
+                "add",
+                kind="veth",
+                ifname=self.peer_interface,
+                peer={"ifname": self.interface, "net_ns_fd": self.near.name, **end},
+                **end,
+            )
+            (index,) = netlink.link_lookup(ifname=self.peer_interface)
+            netlink.addr("add", index=index, address=self.peer_address, prefixlen=self.prefix_length)
+            netlink.link("set", index=index, state="up")
+        with self.near.netlink() as netlink:
+            (index,) = netlink.link_lookup(ifname=self.interface)
+            netlink.link("set", index=index, state="up")
+        self.far.call(self._complete_checksums)
+
+    def _complete_checksums(self) -> None:
+        # A veth leaves the checksum to a receiver that will never need it, since it trusts the
+        # sender.  A guest behind an AF_XDP socket is not told, and would drop such frames.
+        value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, 0))
+        request = struct.pack("16sP16x", self.peer_interface.encode(), ctypes.addressof(value))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, SIOCETHTOOL, request)
+
+    def remove(self) -> None:
+        """Remove both namespaces, and with them the pair."""
+        self.near.remove()
+        self.far.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 from guestwire.testing import processes
 from guestwire.testing.memory import Region
 
@@ -26,6 +28,28 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s in vain"
         time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def hugepages(count: int) -> Iterator[None]:
+    """Have at least so many free hugepages of 2 MiB meanwhile; skip where that cannot be."""
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+    if not pool.is_dir():
+        pytest.skip("the kernel has no hugepages of 2 MiB")
+    total, free = (int((pool / name).read_text()) for name in ("nr_hugepages", "free_hugepages"))
+    more = max(0, count - free)
+    try:
+        if more:
+            (pool / "nr_hugepages").write_text(str(total + more))
+    except PermissionError:
+        pytest.skip(f"fewer than {count} hugepages are free and only root may ask for more")
+    try:
+        if int((pool / "free_hugepages").read_text()) < count:
+            pytest.skip(f"the kernel cannot find {count} hugepages of 2 MiB")
+        yield
+    finally:
+        if more:
+            (pool / "nr_hugepages").write_text(str(total))
 
 
 @contextlib.contextmanager
@@ -79,7 +103,12 @@ class Backend:
             environment=self._environment,
         )
         # Its own log says when it listens: the socket of a killed predecessor may still lie there.
-        wait_until(lambda: len(re.findall("(listening|connecting) on", self.text())) >= len(self.sockets) or self.process.poll() is not None)
+        wait_until(
+            lambda: (
+                len(re.findall("(listening|connecting) on", self.text())) >= len(self.sockets)
+                or self.process.poll() is not None
+            )
+        )
         assert self.process.poll() is None, self.text()
         return self
 

@@ -1,4 +1,4 @@
-"""A frontend that makes its call and error descriptors block: O_NONBLOCK belongs to the file that we share."""
+"""A frontend that makes its call and error descriptors block: O_NONBLOCK belongs to the file we share."""
 
 from __future__ import annotations
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from backend.process import Backend, another_region, wait_until
+from backend.process import Backend, another_region, hugepages, wait_until
 from guestwire.testing import (
     DRIVER_FEATURES,
     FRONTEND_FEATURES,
@@ -21,7 +22,7 @@ from guestwire.testing import (
 from guestwire.vhost_user.constants import ProtocolFeature
 from guestwire.virtio.features import Feature
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 FRAMES = 20_000
 
 LAYOUTS = {
@@ -97,12 +98,22 @@ def test_queue_sizes_and_where_indices_start(backend: Backend, size: int) -> Non
 
 
 @pytest.mark.parametrize("one_file", [False, True], ids=["files", "one file"])
-@pytest.mark.parametrize("pages", [PageKind.SMALL, PageKind.TRANSPARENT])
+@pytest.mark.parametrize("pages", list(PageKind))
 def test_several_regions(backend: Backend, pages: PageKind, one_file: bool) -> None:
     with (
+        hugepages(6) if pages is PageKind.HUGETLB else contextlib.nullcontext(),
         SharedMemory(4 * MIB, 2 * MIB, 6 * MIB, pages=pages, one_file=one_file) as memory,
         FakeGuest(backend.socket, memory=memory) as guest,
     ):
+        assert guest.pair.exchange(FrameStream((60, 1514)), FRAMES).received == FRAMES
+
+
+def test_509_regions(backend: Backend) -> None:
+    with (
+        SharedMemory(*[16 * KIB] * 508, 8 * MIB) as memory,
+        FakeGuest(backend.socket, memory=memory) as guest,
+    ):
+        assert guest.frontend.get_max_memory_slots() == 509
         assert guest.pair.exchange(FrameStream((60, 1514)), FRAMES).received == FRAMES
 
 

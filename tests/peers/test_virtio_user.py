@@ -131,7 +131,7 @@ def verify(
         # A full ring makes testpmd wait; otherwise it would drop.
         pmd.command("set burst tx delay 5 retry 100000")
         pmd.forward("io retry")
-        capture.wait(pmd)
+        capture.wait()
         stop(pmd)
         assert_exact(backend, mergeable, count, count * size)
     assert (stream.sent, stream.received, stream.lost) == (count, count, 0)

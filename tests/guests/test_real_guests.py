@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from backend.process import Backend, wait_until
 
+from backend.process import Backend, wait_until
 from guestwire.testing import Wire, transfer
 from guestwire.testing.guests import Guest, QemuGuest, UmlGuest, VhostUserDevice
 
@@ -31,9 +31,7 @@ def make_guest(kind: str, socket: Path, options: Mapping[str, str] = NO_OPTIONS,
 
 
 def configure(guest: Guest, wire: Wire) -> None:
-    guest.check(
-        f"ip addr add {wire.guest_address}/{wire.prefix_length} dev eth0 && ip link set eth0 up"
-    )
+    guest.check(f"ip addr add {wire.guest_address}/{wire.prefix_length} dev eth0 && ip link set eth0 up")
 
 
 def ping_both_ways(guest: Guest, wire: Wire) -> None:
@@ -45,31 +43,37 @@ def ping_both_ways(guest: Guest, wire: Wire) -> None:
 @pytest.mark.parametrize("kind", ["uml", "qemu"])
 @pytest.mark.parametrize("mode", ["direct", "bounce"])
 def test_a_guest_pings_and_moves_files(tmp_path: Path, kind: str, mode: str) -> None:
-    with Wire() as wire, backend_on(wire, tmp_path, mode) as backend:
-        with make_guest(kind, backend.socket) as guest:
-            configure(guest, wire)
-            ping_both_ways(guest, wire)
-            for move in (transfer.to_guest, transfer.from_guest):
-                moved = move(wire, guest, 16 * MIB)
-                assert moved.intact
-            counted = backend.guest()["counters"]
-            for direction in ("rx", "tx"):
-                one = counted[direction]
-                assert one["bytes"] > 16 * MIB
-                copied = {} if mode == "direct" else {"bounce_mode": one["frames"]}
-                assert one["copied_frames"] == copied
-                assert one["direct_frames"] == (one["frames"] if mode == "direct" else 0)
+    with (
+        Wire() as wire,
+        backend_on(wire, tmp_path, mode) as backend,
+        make_guest(kind, backend.socket) as guest,
+    ):
+        configure(guest, wire)
+        ping_both_ways(guest, wire)
+        for move in (transfer.to_guest, transfer.from_guest):
+            moved = move(wire, guest, 16 * MIB)
+            assert moved.intact
+        counted = backend.guest()["counters"]
+        for direction in ("rx", "tx"):
+            one = counted[direction]
+            assert one["bytes"] > 16 * MIB
+            copied = {} if mode == "direct" else {"bounce_mode": one["frames"]}
+            assert one["copied_frames"] == copied
+            assert one["direct_frames"] == (one["frames"] if mode == "direct" else 0)
 
 
 @pytest.mark.parametrize("options", [{"mrg_rxbuf": "off"}, {"indirect_desc": "off", "event_idx": "off"}])
 def test_a_driver_with_other_features(tmp_path: Path, options: Mapping[str, str]) -> None:
-    with Wire() as wire, backend_on(wire, tmp_path) as backend:
-        with make_guest("qemu", backend.socket, options) as guest:
-            configure(guest, wire)
-            ping_both_ways(guest, wire)
-            assert transfer.to_guest(wire, guest, 4 * MIB).intact
-            assert transfer.from_guest(wire, guest, 4 * MIB).intact
-            assert backend.guest()["counters"]["rx"]["copied_frames"] == {}
+    with (
+        Wire() as wire,
+        backend_on(wire, tmp_path) as backend,
+        make_guest("qemu", backend.socket, options) as guest,
+    ):
+        configure(guest, wire)
+        ping_both_ways(guest, wire)
+        assert transfer.to_guest(wire, guest, 4 * MIB).intact
+        assert transfer.from_guest(wire, guest, 4 * MIB).intact
+        assert backend.guest()["counters"]["rx"]["copied_frames"] == {}
 
 
 def test_a_killed_guest_makes_room_for_the_next(tmp_path: Path) -> None:

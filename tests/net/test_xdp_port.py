@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend.process import Backend, another_region, wait_until
 
+from backend.process import Backend, another_region, wait_until
 from guestwire.host.interface import Interface
 from guestwire.testing import DRIVER_FEATURES, BufferLayout, FakeGuest, FrameStream, SharedMemory, Wire
 from guestwire.testing.frame_stream import ETHERTYPE
@@ -78,7 +78,11 @@ def test_direct_mode_copies_nothing(tmp_path: Path, features: Feature, length: i
     with (
         line(tmp_path, "direct") as on,
         FakeGuest(
-            on.backend.socket, features=features, receive_layout=layout, transmit_layout=layout, verify_sent=True
+            on.backend.socket,
+            features=features,
+            receive_layout=layout,
+            transmit_layout=layout,
+            verify_sent=True,
         ) as guest,
     ):
         arriving, leaving = FrameStream((60, 1514)), FrameStream((60, 1514), identifier=1)

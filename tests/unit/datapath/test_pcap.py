@@ -60,7 +60,7 @@ def test_a_full_disk_is_counted_and_does_not_stop_the_guest() -> None:
     port = PcapPort(None, sink)
     os.dup2(full, sink)
     guest = Machine(port)
-    for i in range(3):
+    for _ in range(3):
         guest.write(SEND, bytes(72))
         guest.tx.offer((SEND, 72))
         guest.run()

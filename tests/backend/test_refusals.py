@@ -1,0 +1,175 @@
+"""What `guestwire run` refuses: one clear error that says what to do, its exit status, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from backend.house import complaints, status
+from backend.process import COMMAND, Backend
+from guestwire.testing import FakeGuest, FrameStream
+
+DESCRIPTION, HOST = 2, 3  # exit statuses (docs/reference.md)
+
+
+def refused(folder: Path, *arguments: str | Path, runtime: Path | None = None) -> tuple[int, str, str]:
+    """Run `guestwire run` to its end: its exit status, the error and the remedy; nothing else is said."""
+    runtime = runtime or folder / "run"
+    answer = subprocess.run(
+        [*COMMAND, "run", *map(str, arguments)],
+        env={**os.environ, "GUESTWIRE_RUNTIME_DIRECTORY": str(runtime)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert answer.stdout == ""
+    said = re.fullmatch(r"guestwire: (.*)\n  to do: (.*)\n", answer.stderr)
+    assert said, answer.stderr
+    assert not runtime.is_dir() or list(runtime.iterdir()) == []
+    return answer.returncode, said[1], said[2]
+
+
+def echo_on(path: Path) -> tuple[str | Path, ...]:
+    return ("--socket-path", path, "--port", "echo")
+
+
+def test_a_path_in_use_by_a_live_process(tmp_path: Path) -> None:
+    with Backend(tmp_path, "echo") as backend:
+        code, error, remedy = refused(tmp_path, *echo_on(backend.socket), runtime=tmp_path / "other")
+        assert code == DESCRIPTION
+        assert re.search(rf"{backend.socket} is in use by process {backend.pid} \(.+\)", error)
+        assert remedy == "stop that process, or choose another socket path"
+        with FakeGuest(backend.socket) as guest:
+            assert guest.pair.exchange(FrameStream(), 100).received == 100
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+        stale.bind(str(tmp_path / "guest.sock"))
+    with Backend(tmp_path, "echo") as backend, FakeGuest(backend.socket) as guest:
+        assert guest.pair.exchange(FrameStream(), 100).received == 100
+
+
+def test_a_path_that_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "precious"
+    file.write_text("precious")
+    code, error, remedy = refused(tmp_path, *echo_on(file))
+    assert (code, error) == (DESCRIPTION, f"socket path {file} exists and is not a socket")
+    assert remedy.startswith("choose another path")
+    assert file.read_text() == "precious"
+
+
+def test_a_directory_that_is_missing(tmp_path: Path) -> None:
+    code, error, remedy = refused(tmp_path, *echo_on(tmp_path / "no" / "guest.sock"))
+    assert (code, remedy) == (DESCRIPTION, f"create the directory: mkdir -p {tmp_path}/no")
+    assert "No such file or directory" in error
+
+
+def test_an_interface_that_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "guest.sock"
+    code, error, remedy = refused(tmp_path, "--socket-path", path, "--port", "xdp:nowhere0")
+    assert (code, remedy) == (HOST, "ip -brief link")
+    assert error.startswith("there is no interface 'nowhere0' in this network namespace")
+    assert not path.exists()
+
+
+def test_a_runtime_directory_that_cannot_be(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    code, error, remedy = refused(tmp_path, *echo_on(tmp_path / "guest.sock"), runtime=taken / "run")
+    assert code == HOST
+    assert error.startswith(f"cannot create the runtime directory {taken}/run/")
+    assert "GUESTWIRE_RUNTIME_DIRECTORY=DIR" in remedy
+
+
+def test_a_runtime_directory_whose_name_is_too_long(tmp_path: Path) -> None:
+    code, error, remedy = refused(tmp_path, *echo_on(tmp_path / "guest.sock"), runtime=tmp_path / ("x" * 100))
+    assert code == HOST
+    assert "AF_UNIX path too long" in error
+    assert "choose a shorter place" in remedy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "remedy"),
+    [
+        ((), "nothing to serve: no file and no --port", "guestwire run --socket-path PATH --port PORT"),
+        (("--port", "echo"), "needs either socket_path or fd", "--socket-path"),
+        (("--fd", "99", "--port", "echo"), "file descriptor 99 cannot be the vhost-user socket", "--fd"),
+        (("--fd", "99", "--port", "echo", "--connect"), "file descriptor 99 is open already", "--connect"),
+        (("--socket-path", "x", "--port", "echo", "--queue-pairs", "65"), "queue_pairs", "guestwire run --help"),
+        (("--socket-path", "x", "--port", "xdp:e,mode=fast"), "cannot understand 'mode=fast'", "mode=auto|"),
+    ],
+)  # fmt: skip
+def test_wrong_flags(tmp_path: Path, arguments: tuple[str, ...], error: str, remedy: str) -> None:
+    code, said, to_do = refused(tmp_path, *arguments)
+    assert code == DESCRIPTION
+    assert error in said
+    assert remedy in to_do
+
+
+TWO_GUESTS = """
+[[guest]]
+name = "{names[0]}"
+socket_path = "{folder}/one.sock"
+port = "{port}"
+
+[[guest]]
+name = "{names[1]}"
+socket_path = "{folder}/two.sock"
+port = "echo"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "missing required field `guest`"),
+        ("guest = []", "the configuration names no guest"),
+        ("[[guest", "does not describe guests"),
+        ('[[guest]]\nsoket_path = "x"\nport = "echo"', "unknown field `soket_path` - at `$.guest[0]`"),
+        (TWO_GUESTS.format(names=("a", "a"), folder="/tmp", port="echo"), "two guests have the same name: a"),
+        (TWO_GUESTS.format(names=("a", "b"), folder="/tmp", port="eco"), "unknown port 'eco'"),
+    ],
+    ids=["empty", "no guests", "no TOML", "unknown key", "same name", "unknown port"],
+)
+def test_wrong_files(tmp_path: Path, text: str, error: str) -> None:
+    file = tmp_path / "guests.toml"
+    file.write_text(text)
+    code, said, _ = refused(tmp_path, file)
+    assert code == DESCRIPTION
+    assert error in said
+
+
+def test_one_guest_that_cannot_be_served_among_others(tmp_path: Path) -> None:
+    file = tmp_path / "guests.toml"
+    file.write_text(TWO_GUESTS.format(names=("first", "second"), folder=tmp_path, port="xdp:nowhere0"))
+    with Backend(tmp_path, arguments=[str(file)], sockets=[tmp_path / "two.sock"]) as backend:
+        (said,) = complaints(backend.text())
+        assert said.startswith("guestwire.guest.first: not served: there is no interface 'nowhere0'")
+        assert said.endswith("; ip -brief link")
+        assert not (tmp_path / "one.sock").exists()
+        with FakeGuest(tmp_path / "two.sock") as guest:
+            assert guest.pair.exchange(FrameStream(), 100).received == 100
+        states = {name: guest.state for name, guest in status(backend).items()}
+        assert states["first"].startswith("failed: there is no interface 'nowhere0'")
+
+
+def test_a_guest_that_fails_later_among_others(tmp_path: Path) -> None:
+    file = tmp_path / "guests.toml"
+    connecting = TWO_GUESTS.replace('port = "{port}"', 'port = "{port}"\nrole = "connect"')
+    file.write_text(connecting.format(names=("first", "second"), folder=tmp_path, port="echo"))
+    with Backend(tmp_path, arguments=[str(file)], sockets=[tmp_path / "two.sock"] * 2) as backend:
+        assert status(backend)["first"].state == "connecting"
+        (tmp_path / "one.sock").write_text("no socket")
+        with FakeGuest(tmp_path / "two.sock") as guest:
+            while "not served" not in backend.text():
+                assert guest.pair.exchange(FrameStream(), 100, wait=True).received == 100
+        (said,) = complaints(backend.text())
+        assert "one.sock exists and is not a socket; choose another path" in said
+        assert status(backend)["first"].state.startswith("failed: ")

@@ -1,14 +1,22 @@
-"""Frames in guest buffers: the pieces of one that is sent, the placing of one that is received."""
+"""Frames in guest buffers: the pieces of one that is sent, the placing of one that is received.
+
+A frame in guest memory is a virtio_net_hdr and then the Ethernet frame, over any number of buffers in any
+layout (virtio 1.3, 2.7.4 and 5.1.6). The common layout, all in one buffer, is handled here, inline; the
+rest is in frames.pyx.
+"""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from guestwire.datapath.abi cimport used_element
+from guestwire.datapath.counters cimport DROP_NOT_NEGOTIATED, DROP_TOO_LONG, DROP_TOO_SHORT
 from guestwire.datapath.port cimport pair_context
 from guestwire.datapath.split_ring cimport burst, chain
 
 cdef enum:
     ETHERNET_HEADER = 14
+    NEEDS_CSUM = 1              # VIRTIO_NET_HDR_F_NEEDS_CSUM
+    GOOD_FRAME = -1
     DELIVER_LATER = 0           # not enough buffers yet
     DELIVER_NEVER = -1          # no buffers this guest can offer hold the frame
 
@@ -23,16 +31,71 @@ cdef inline void write_net_header(uint8_t *at, uint16_t size, uint16_t num_buffe
     memcpy(at, &zero, 8)
     memcpy(at + 8, &tail, size - 8)
 
-cdef uint32_t frame_pieces(
+cdef inline int check_sent_frame(
+    const pair_context *pair, const burst *b, const chain *c, uint32_t most
+) noexcept nogil:
+    """Return GOOD_FRAME if the transmit chain holds a frame of 14 to `most` bytes, else DROP_... .
+
+    Offloads are negotiated before they are used: a guest that asks for one unasked gets a counted drop.
+    """
+    # Flags and gso_type are the first two bytes, and a segment has at least one.
+    cdef const uint8_t *flags = pair.window.base + c.offset
+    cdef const uint8_t *gso_type = flags + 1
+    if c.length < <uint32_t>pair.header_size + ETHERNET_HEADER:
+        return DROP_TOO_SHORT
+    if c.length > pair.header_size + most:
+        return DROP_TOO_LONG
+    if c.first_length == 1:
+        gso_type = pair.window.base + b.segments[c.first_segment + 1].offset
+    if flags[0] & NEEDS_CSUM or gso_type[0]:
+        return DROP_NOT_NEGOTIATED
+    return GOOD_FRAME
+
+cdef uint32_t frame_pieces_walk(
     const pair_context *pair, const burst *b, const chain *c, piece *pieces, uint32_t most
 ) noexcept nogil
-cdef int deliver(
+
+cdef inline uint32_t frame_pieces(
+    const pair_context *pair, const burst *b, const chain *c, piece *pieces, uint32_t most
+) noexcept nogil:
+    """List the pieces of the frame in a transmit chain, behind its virtio_net_hdr.
+
+    Returns their number; more than `most` means that only the first `most` were written.
+    """
+    if c.segment_count > 1:
+        return frame_pieces_walk(pair, b, c, pieces, most)
+    pieces[0].data = pair.window.base + c.offset + pair.header_size
+    pieces[0].length = c.first_length - pair.header_size
+    return 1
+
+cdef int deliver_scattered(
     pair_context *pair, const piece *pieces, uint32_t count, uint32_t length, used_element *done
 ) noexcept nogil
+
+cdef inline int deliver(
+    pair_context *pair, const piece *pieces, uint32_t count, uint32_t length, used_element *done
+) noexcept nogil:
+    """Copy a frame of `length` bytes in `count` pieces into the guest's next receive buffers.
+
+    Returns the number of buffers it took (and of elements in `done`, which needs room for 64),
+    DELIVER_LATER or DELIVER_NEVER; then nothing was taken.
+    """
+    cdef burst *b = pair.buffers
+    cdef chain *c = &b.chains[b.first]
+    cdef uint8_t *to
+    if b.first == b.end:
+        return DELIVER_LATER
+    if count != 1 or c.first_length < pair.header_size + length:
+        return deliver_scattered(pair, pieces, count, length, done)
+    to = pair.window.base + c.offset
+    write_net_header(to, pair.header_size, 1)
+    memcpy(to + pair.header_size, pieces[0].data, length)
+    done.id = c.head
+    done.length = pair.header_size + length
+    b.first += 1
+    return 1
+
 cdef void fill_chain(
     const pair_context *pair, const burst *b, const chain *c, uint32_t skip,
     const uint8_t *data, uint32_t length
-) noexcept nogil
-cdef int check_sent_frame(
-    const pair_context *pair, const burst *b, const chain *c, uint32_t most
 ) noexcept nogil

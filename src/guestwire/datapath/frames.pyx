@@ -1,38 +1,18 @@
 # cython: language_level=3
-"""Frames in guest buffers: the pieces of one that is sent, the placing of one that is received.
+"""Frames over several buffers; see frames.pxd."""
 
-A frame in guest memory is a virtio_net_hdr and then the Ethernet frame, over any number of buffers in any
-layout (virtio 1.3, 2.7.4 and 5.1.6).
-"""
-
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from guestwire.datapath.counters cimport (
-    DROP_NOT_NEGOTIATED,
-    DROP_TOO_LONG,
-    DROP_TOO_SHORT,
-)
 from guestwire.datapath.split_ring cimport BURST_CHAINS
 
-cdef enum:
-    NEEDS_CSUM = 1      # VIRTIO_NET_HDR_F_NEEDS_CSUM
 
-
-cdef uint32_t frame_pieces(
+cdef uint32_t frame_pieces_walk(
     const pair_context *pair, const burst *b, const chain *c, piece *pieces, uint32_t most
 ) noexcept nogil:
-    """List the pieces of the frame in a transmit chain, behind its virtio_net_hdr.
-
-    Returns their number; more than `most` means that only the first `most` were written.
-    """
     cdef uint32_t skip = pair.header_size
     cdef uint32_t count = 0
     cdef uint32_t i, length
-    if c.segment_count == 1:
-        pieces[0].data = pair.window.base + c.offset + skip
-        pieces[0].length = c.first_length - skip
-        return 1
     for i in range(c.first_segment, c.first_segment + c.segment_count):
         length = b.segments[i].length
         if skip >= length:
@@ -44,30 +24,6 @@ cdef uint32_t frame_pieces(
         skip = 0
         count += 1
     return count
-
-
-cdef int check_sent_frame(
-    const pair_context *pair, const burst *b, const chain *c, uint32_t most
-) noexcept nogil:
-    """Return -1 if the transmit chain holds a frame of 14 to `most` bytes, else why it is dropped (DROP_...).
-
-    Offloads are negotiated before they are used: a guest that asks for one unasked gets a counted drop.
-    """
-    cdef uint32_t header = pair.header_size
-    cdef const uint8_t *flags
-    cdef const uint8_t *gso_type
-    if c.length < header + ETHERNET_HEADER:
-        return DROP_TOO_SHORT
-    if c.length > header + most:
-        return DROP_TOO_LONG
-    # Flags and gso_type are the first two bytes, and a segment has at least one.
-    flags = pair.window.base + c.offset
-    gso_type = flags + 1
-    if c.first_length == 1:
-        gso_type = pair.window.base + b.segments[c.first_segment + 1].offset
-    if flags[0] & NEEDS_CSUM or gso_type[0]:
-        return DROP_NOT_NEGOTIATED
-    return -1
 
 
 cdef void fill_chain(
@@ -116,7 +72,7 @@ cdef int buffers_for(const pair_context *pair, uint32_t total) noexcept nogil:
     return DELIVER_NEVER if b.end - b.first == BURST_CHAINS else DELIVER_LATER
 
 
-cdef int deliver_pieces(
+cdef int deliver_scattered(
     pair_context *pair, const piece *pieces, uint32_t count, uint32_t length, used_element *done
 ) noexcept nogil:
     cdef burst *b = pair.buffers
@@ -146,28 +102,3 @@ cdef int deliver_pieces(
         filled = 0
     b.first += chains
     return chains
-
-
-cdef int deliver(
-    pair_context *pair, const piece *pieces, uint32_t count, uint32_t length, used_element *done
-) noexcept nogil:
-    """Copy a frame of `length` bytes in `count` pieces into the guest's next receive buffers.
-
-    Returns the number of buffers it took (and of elements in `done`, which needs room for 64),
-    DELIVER_LATER or DELIVER_NEVER; then nothing was taken.
-    """
-    cdef burst *b = pair.buffers
-    cdef chain *c
-    cdef uint8_t *to
-    if b.first == b.end:
-        return DELIVER_LATER
-    c = &b.chains[b.first]
-    if count != 1 or c.first_length < pair.header_size + length:
-        return deliver_pieces(pair, pieces, count, length, done)
-    to = pair.window.base + c.offset
-    write_net_header(to, pair.header_size, 1)
-    memcpy(to + pair.header_size, pieces[0].data, length)
-    done.id = c.head
-    done.length = pair.header_size + length
-    b.first += 1
-    return 1

@@ -16,6 +16,7 @@ from guestwire.datapath.counters cimport COPY_PORT, DROP_PORT, DROP_TOO_LONG, pa
 from guestwire.datapath.frames cimport (
     DELIVER_LATER,
     DELIVER_NEVER,
+    GOOD_FRAME,
     check_sent_frame,
     deliver,
     frame_pieces,
@@ -131,7 +132,7 @@ cdef void pcap_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     while frames.first < frames.end:
         c = &frames.chains[frames.first]
         reason = check_sent_frame(pair, frames, c, LONGEST_FRAME)
-        if reason >= 0:
+        if reason != GOOD_FRAME:
             counters.tx.drops[reason] += 1
         else:
             length = c.length - pair.header_size

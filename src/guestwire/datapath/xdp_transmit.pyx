@@ -23,7 +23,7 @@ from guestwire.datapath.counters cimport (
     COPY_SCATTERED,
     pair_counters,
 )
-from guestwire.datapath.frames cimport check_sent_frame, frame_pieces
+from guestwire.datapath.frames cimport GOOD_FRAME, check_sent_frame, frame_pieces
 from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 from guestwire.datapath.window cimport FRAME_BYTES, window, window_contiguous
@@ -135,7 +135,7 @@ cdef void xdp_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     while frames.first < frames.end and x.sent < BURST_CHAINS:
         c = &frames.chains[frames.first]
         reason = check_sent_frame(pair, frames, c, x.longest_frame)
-        if reason >= 0:
+        if reason != GOOD_FRAME:
             counters.tx.drops[reason] += 1
             return_sent(x, c.head)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +81,12 @@ def describe(guest: Guest) -> GuestState:
     )
 
 
+def _allow_descriptors() -> None:
+    """Raise the soft limit on open files to the hard one: a guest's memory alone can be 509 of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _endpoint(config: GuestConfig) -> Endpoint:
     if config.fd is not None:
         return Inherited(config.fd)
@@ -117,6 +124,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         # A thread for each guest's session: whatever one of them takes its time for, no other waits.
         allow_interrupts()
+        _allow_descriptors()
         loop.set_default_executor(ThreadPoolExecutor(len(self._configuration.guest), "session"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -135,13 +135,13 @@ class House:
 
 
 @contextlib.contextmanager
-def house(folder: Path) -> Iterator[House]:
+def house(folder: Path, wrapper: Sequence[str] = ()) -> Iterator[House]:
     """Start the process, let the neighbour move in, and warm up the rogue's side."""
     file = folder / "guests.toml"
     file.write_text(CONFIGURATION.format(folder=folder))
     sockets = [folder / "rogue.sock", folder / "neighbour.sock"]
     with (
-        Backend(folder, arguments=[str(file)], sockets=sockets) as backend,
+        Backend(folder, arguments=[str(file)], sockets=sockets, wrapper=wrapper) as backend,
         Neighbour(sockets[1]) as neighbour,
     ):
         made = House(backend, neighbour)

@@ -74,6 +74,7 @@ class Backend:
         port: the port of its one guest; None if the arguments name a file.
         namespace: the network namespace it runs in.
         sockets: what it will listen on, if not the one socket.
+        wrapper: a command that runs it, such as one that takes rights from it.
     """
 
     def __init__(
@@ -84,11 +85,13 @@ class Backend:
         *,
         namespace: str | None = None,
         sockets: Sequence[Path] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.socket = folder / "guest.sock"
         self.log = folder / "backend.log"
         self.sockets = list(sockets) if sockets is not None else [self.socket]
         self._namespace = namespace
+        self._wrapper = wrapper
         self._environment = {"GUESTWIRE_RUNTIME_DIRECTORY": str(folder / "run")}
         self._arguments = list(arguments)
         if port is not None:
@@ -97,7 +100,7 @@ class Backend:
 
     def __enter__(self) -> Self:
         self.process = processes.spawn(
-            [*COMMAND, "run", *self._arguments],
+            [*self._wrapper, *COMMAND, "run", *self._arguments],
             self.log,
             namespace=self._namespace,
             environment=self._environment,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -279,6 +280,28 @@ def test_what_cannot_be_followed(inhabited: House, offence: Offence, acknowledge
             line
         )
         assert re.search(f"; .*{offence.remedy}", line), line
+
+
+def share_pages(rogue: Rogue, count: int) -> None:
+    for number in range(count):
+        page = region(number << 20, 4096, (number + 1) << 20)
+        rogue.request(Request.ADD_MEM_REG, page, rogue.memfd(4096))
+
+
+def test_a_frontend_that_uses_up_all_descriptors(tmp_path: Path) -> None:
+    with house(tmp_path, wrapper=("prlimit", "--nofile=64:64", "--")) as small, small.undisturbed():
+        for _ in range(REPETITIONS):
+            rogue = Rogue(small.rogue, acknowledged=True)
+            with small.visitor(), rogue.resources:
+                with pytest.raises(BackendError, match="closed the connection"):
+                    share_pages(rogue, 64)
+                small.neighbour.check()
+        said = small.last_complaints(0)
+        assert len(said) == REPETITIONS
+        for line in said:
+            assert (
+                "descriptors were lost: this process may not open any more; raise the limit: ulimit" in line
+            )
 
 
 def test_the_socket_serves_a_guest_after_all_that(inhabited: House) -> None:

@@ -87,6 +87,7 @@ def test_an_error_that_blocks_holds_up_nobody(inhabited: House) -> None:
             guest.stop_ring(ring)
             ring.driver.raw.available_index = available
             guest.start_ring(ring)
+            os.set_blocking(ring.error_fd, True)  # the backend has just set it to its liking
         assert os.eventfd_read(ring.error_fd) == FULL
         wait_until(lambda: threads(inhabited.backend) == before)
         assert guest.pair.exchange(FrameStream(), 100).received == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -14,7 +15,11 @@ import pytest
 
 from backend.house import status
 from backend.process import COMMAND, Backend, wait_until
+from guestwire.errors import GuestwireError
 from guestwire.testing import FakeGuest, FrameStream, Frontend, processes
+from guestwire.vhost_user.constants import Request
+from guestwire.vhost_user.messages import encode_request
+from guestwire.vhost_user.payloads import U64
 
 
 def frames_come_back(guest: FakeGuest) -> None:
@@ -29,8 +34,9 @@ def test_term_ends_it_under_traffic(tmp_path: Path) -> None:
         enough = threading.Event()
 
         def exchange() -> None:
-            while not enough.is_set():
-                guest.pair.exchange(stream, 1000, allow_loss=True)
+            with contextlib.suppress(GuestwireError):  # the backend goes in the middle of it
+                while not enough.is_set():
+                    guest.pair.exchange(stream, 1000, timeout=1)
 
         traffic = threading.Thread(target=exchange)
         traffic.start()
@@ -48,11 +54,7 @@ def test_term_ends_it_under_traffic(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_any_state(tmp_path: Path, number: signal.Signals) -> None:
-    with Backend(tmp_path, "echo") as listening:
-        listening.process.send_signal(number)
-        assert listening.process.wait(5) == 0
-    listening.log.unlink()
+def test_a_signal_ends_it_in_the_middle_of_a_session(tmp_path: Path, number: signal.Signals) -> None:
     with Backend(tmp_path, "echo") as backend, Frontend.connect(backend.socket) as frontend:
         frontend.get_features()
         backend.process.send_signal(number)
@@ -81,7 +83,7 @@ def test_a_killed_process_is_in_nobodys_way(tmp_path: Path) -> None:
 
 def test_status_shows_nothing_stale(tmp_path: Path) -> None:
     with Backend(tmp_path, "echo") as backend:
-        assert backend.guest()["state"] == "listening"
+        assert backend.guest()["state"] == "listening"  # which asks for this process alone
         backend.process.kill()
         backend.process.wait()
         answer = backend.run("status", "--json")
@@ -107,8 +109,6 @@ def test_status_shows_all_processes_that_answer(tmp_path: Path) -> None:
                 "guest": "echo",
                 "other": "null",
             }
-            alone = json.loads(one.run("status", "--json", "--pid", str(other.pid)).stdout)["guests"]
-            assert [guest["name"] for guest in alone] == ["other"]
             table = one.run("status").stdout
             assert "guest" in table
             assert "other" in table
@@ -175,13 +175,12 @@ def test_it_says_what_it_is(tmp_path: Path) -> None:
 
 def test_a_second_frontend_waits_for_the_first_to_go(tmp_path: Path) -> None:
     with Backend(tmp_path, "echo") as backend:
-        with FakeGuest(backend.socket) as first, Frontend.connect(backend.socket) as second:
+        with FakeGuest(backend.socket) as first:
+            second = Frontend.connect(backend.socket)
+            second.send(encode_request(Request.GET_FEATURES))
             frames_come_back(first)
-            second.socket.settimeout(5)
-            second.send(bytes.fromhex("010000000100000000000000"))  # GET_FEATURES
-            frames_come_back(first)
-            first.close()
-            assert second.receive()[0].request == 1
+        with second:
+            assert isinstance(second.read_reply(Request.GET_FEATURES), U64)
 
 
 def start(folder: Path, *arguments: str, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:

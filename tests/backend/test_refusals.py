@@ -1,4 +1,4 @@
-"""What `guestwire run` refuses: one clear error that says what to do, its exit status, and nothing left behind."""
+"""What `guestwire run` refuses: one clear error, what to do, the exit status, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import re
 import socket
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from backend.house import complaints, status
 from backend.process import COMMAND, Backend
+from guestwire.cli.main import main
 from guestwire.testing import FakeGuest, FrameStream
 
 DESCRIPTION, HOST = 2, 3  # exit statuses (docs/reference.md)
@@ -33,6 +36,21 @@ def refused(folder: Path, *arguments: str | Path, runtime: Path | None = None) -
     assert said, answer.stderr
     assert not runtime.is_dir() or list(runtime.iterdir()) == []
     return answer.returncode, said[1], said[2]
+
+
+def refused_here(
+    arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[str, str]:
+    """The same in this process, since a start takes a while: a wrong description's error and remedy."""
+    monkeypatch.setattr(sys, "argv", ["guestwire", "run", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == DESCRIPTION
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    said = re.fullmatch(r"guestwire: (.*)\n  to do: (.*)\n", printed.err)
+    assert said, printed.err
+    return said[1], said[2]
 
 
 def echo_on(path: Path) -> tuple[str | Path, ...]:
@@ -102,13 +120,22 @@ def test_a_runtime_directory_whose_name_is_too_long(tmp_path: Path) -> None:
         (("--port", "echo"), "needs either socket_path or fd", "--socket-path"),
         (("--fd", "99", "--port", "echo"), "file descriptor 99 cannot be the vhost-user socket", "--fd"),
         (("--fd", "99", "--port", "echo", "--connect"), "file descriptor 99 is open already", "--connect"),
-        (("--socket-path", "x", "--port", "echo", "--queue-pairs", "65"), "queue_pairs", "guestwire run --help"),
+        (
+            ("--socket-path", "x", "--port", "echo", "--queue-pairs", "65"),
+            "queue_pairs",
+            "guestwire run --help",
+        ),
         (("--socket-path", "x", "--port", "xdp:e,mode=fast"), "cannot understand 'mode=fast'", "mode=auto|"),
     ],
-)  # fmt: skip
-def test_wrong_flags(tmp_path: Path, arguments: tuple[str, ...], error: str, remedy: str) -> None:
-    code, said, to_do = refused(tmp_path, *arguments)
-    assert code == DESCRIPTION
+)
+def test_wrong_flags(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    error: str,
+    remedy: str,
+) -> None:
+    said, to_do = refused_here(arguments, monkeypatch, capsys)
     assert error in said
     assert remedy in to_do
 
@@ -138,11 +165,13 @@ port = "echo"
     ],
     ids=["empty", "no guests", "no TOML", "unknown key", "same name", "unknown port"],
 )
-def test_wrong_files(tmp_path: Path, text: str, error: str) -> None:
+def test_wrong_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, error: str
+) -> None:
+    monkeypatch.setenv("GUESTWIRE_RUNTIME_DIRECTORY", str(tmp_path / "run"))
     file = tmp_path / "guests.toml"
     file.write_text(text)
-    code, said, _ = refused(tmp_path, file)
-    assert code == DESCRIPTION
+    said, _ = refused_here([str(file)], monkeypatch, capsys)
     assert error in said
 
 

@@ -128,8 +128,8 @@ def verify(
             cores=two_cores(),
         ) as pmd,
     ):
-        # A full ring makes testpmd wait; otherwise it would drop.
-        pmd.command("set burst tx delay 5 retry 100000")
+        # A full ring makes testpmd wait, for 10 s if need be; otherwise it would drop.
+        pmd.command("set burst tx delay 10 retry 1000000")
         pmd.forward("io retry")
         capture.wait()
         stop(pmd)

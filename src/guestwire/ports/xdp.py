@@ -20,7 +20,7 @@ from guestwire.datapath.xdp import XdpPort
 from guestwire.datapath.xdp_socket import XdpSocket, XdpSocketError
 from guestwire.errors import GuestwireError, HostError
 from guestwire.host.announce import send_rarp
-from guestwire.host.capabilities import af_xdp_support, memory_lock_bytes
+from guestwire.host.capabilities import AfXdpSupport, af_xdp_support, memory_lock_bytes
 from guestwire.host.checks import Status, require
 from guestwire.host.checks.interface import (
     check_checksum,
@@ -31,7 +31,7 @@ from guestwire.host.checks.interface import (
 from guestwire.host.interface import Interface
 from guestwire.host.netlink import wait_until_released
 from guestwire.host.privileges import Capability, permission_error
-from guestwire.host.xdp_program import XdpProgram
+from guestwire.host.xdp_program import REQUIRED_CAPABILITIES, XdpProgram
 from guestwire.ports import geometry
 from guestwire.ports.base import PortStatus
 from guestwire.ports.geometry import Geometry
@@ -102,16 +102,25 @@ class XdpControl:
             check_default_route(interface),
             check_mtu(interface, geometry.largest_mtu()),
         )
-        checksum = check_checksum(interface)
-        if checksum.status is not Status.OK:
-            log.warning("%s: %s: %s; %s", self.name, checksum.found, checksum.meaning, checksum.remedy)
         self._interface = interface
         self.mtu = interface.mtu
-        _, multi_buffer = af_xdp_support()
-        self._multi_buffer = bool(multi_buffer)
+        self._multi_buffer = self._require_sockets()
         self._program = XdpProgram.attach(interface.index, self.queue + queue_pairs)
         if self._program.mode_reason:
             log.info("%s: generic XDP: %s", self.name, self._program.mode_reason)
+        checksum = check_checksum(interface)
+        if checksum.status is not Status.OK:
+            log.warning("%s: %s: %s; %s", self.name, checksum.found, checksum.meaning, checksum.remedy)
+
+    def _require_sockets(self) -> bool:
+        """Make sure that AF_XDP sockets can be made; return whether they know multi-buffer frames."""
+        support, multi_buffer = af_xdp_support()
+        if support is AfXdpSupport.NOT_PERMITTED:
+            required = REQUIRED_CAPABILITIES | {Capability.CAP_NET_RAW}
+            raise permission_error(f"driving interface {self.name} through AF_XDP", required)
+        if support is AfXdpSupport.ABSENT:
+            raise HostError("this kernel has no AF_XDP sockets", "use a kernel with CONFIG_XDP_SOCKETS=y")
+        return bool(multi_buffer)
 
     def close(self) -> None:
         """Give the interface back."""
@@ -141,8 +150,8 @@ class XdpControl:
                 socket = self._bind(window, plan, queue, entries)
                 break
             except XdpSocketError as error:
-                refusal = self._refusal(error, plan, window)
-                if not plans:
+                refusal = self._refusal(error, plan, window, queue)
+                if not plans or error.errno == errno.EBUSY:
                     raise refusal from error
                 failures.append(f"{plan.mode}: {refusal}")
         port = XdpPort(
@@ -234,9 +243,9 @@ class XdpControl:
                     raise
                 time.sleep(0.005)
 
-    def _refusal(self, error: XdpSocketError, plan: _Plan, window: Window) -> GuestwireError:
+    def _refusal(self, error: XdpSocketError, plan: _Plan, window: Window, queue: int) -> GuestwireError:
         """Turn the kernel's refusal into what it means."""
-        what = f"interface {self.name} queue {self.queue}"
+        what = f"interface {self.name} queue {queue}"
         limit = memory_lock_bytes()
         if error.errno in {errno.EPERM, errno.EACCES}:
             return permission_error(f"an AF_XDP socket on {what}", {Capability.CAP_NET_RAW})

@@ -1,0 +1,157 @@
+"""Ports as they are described in words, and how frames lie in what they register."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from guestwire.errors import ConfigurationError, HostError
+from guestwire.ports import geometry
+from guestwire.ports.geometry import CHUNK, KERNEL_HEADROOM, TAIL_RESERVE, Geometry
+from guestwire.ports.parse import SYNTAX, parse_port
+from guestwire.ports.simple import PcapControl, SimplePort
+from guestwire.ports.xdp import XdpControl
+
+# --- words -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("xdp:eth1", ("eth1", 0, "auto")),
+        ("xdp:eth1,queue=12", ("eth1", 12, "auto")),
+        ("xdp:eth1,mode=zero-copy", ("eth1", 0, "zero-copy")),
+        ("xdp:eth1,queue=1,mode=direct", ("eth1", 1, "direct")),
+        ("xdp:eth1,mode=bounce,queue=1", ("eth1", 1, "bounce")),
+        ("xdp:eth1.5:0", ("eth1.5:0", 0, "auto")),
+    ],
+)
+def test_xdp(words: str, expected: tuple[str, int, str]) -> None:
+    port = parse_port(words)
+    assert isinstance(port, XdpControl)
+    assert (port.name, port.queue, port.mode) == expected
+    assert port.status().kind == "xdp"
+    assert port.status().mode_reason == "no guest is attached"
+    port.close()
+
+
+@pytest.mark.parametrize("kind", ["echo", "null"])
+def test_simple(kind: str) -> None:
+    port = parse_port(kind)
+    assert isinstance(port, SimplePort)
+    assert port.status().kind == kind
+
+
+@pytest.mark.parametrize(
+    ("words", "files"), [("pcap:in", ("in", "")), ("pcap:in,out", ("in", "out")), ("pcap:,out", ("", "out"))]
+)
+def test_pcap(words: str, files: tuple[str, str]) -> None:
+    port = parse_port(words)
+    assert isinstance(port, PcapControl)
+    assert (port.source, port.sink) == files
+    assert port.max_queue_pairs == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("", "unknown port ''"),
+        ("XDP:eth1", "unknown port 'XDP:eth1'"),
+        ("tap:tap0", "unknown port 'tap:tap0'"),
+        ("echo:1", "unknown port 'echo:1'"),
+        ("xdp", "port xdp: which interface?"),
+        ("xdp:,queue=1", "port xdp: which interface?"),
+        ("xdp:eth1,", "cannot understand ''"),
+        ("xdp:eth1,queue", "cannot understand 'queue'"),
+        ("xdp:eth1,queue=-1", "cannot understand 'queue=-1'"),
+        ("xdp:eth1,queue=¹", "cannot understand 'queue=¹'"),
+        ("xdp:eth1,queue=0x1", "cannot understand 'queue=0x1'"),
+        ("xdp:eth1,mode=Direct", "cannot understand 'mode=Direct'"),
+        ("xdp:eth1,copy=1", "cannot understand 'copy=1'"),
+        ("pcap", "port pcap: which files?"),
+        ("pcap:,", "port pcap: which files?"),
+    ],
+)
+def test_what_is_no_port(words: str, error: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_port(words)
+    assert error in str(caught.value)
+    assert SYNTAX in str(caught.value.remedy)
+
+
+# --- capture files -----------------------------------------------------------------------------------
+
+
+def test_a_capture_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot read the capture file .*: No such file") as caught:
+        PcapControl(f"{tmp_path}/in", "").open(1)
+    assert caught.value.remedy == f"ls -l {tmp_path}/in"
+
+
+def test_a_file_that_is_no_capture(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("no capture file, but long enough to be one")
+    with pytest.raises(ConfigurationError, match="is not a capture file that can be sent") as caught:
+        PcapControl(f"{tmp_path}/in", "").open(1)
+    assert caught.value.remedy == f"file {tmp_path}/in"
+
+
+def test_a_capture_file_that_cannot_be_made(tmp_path: Path) -> None:
+    port = PcapControl("", f"{tmp_path}/no/out")
+    with pytest.raises(HostError, match=r"cannot create the capture file .*: No such file") as caught:
+        port.open(1)
+    assert caught.value.remedy == f"ls -ld {tmp_path}/no"
+    port.close()
+    assert port.status().mode_reason is None
+
+
+# --- geometry ----------------------------------------------------------------------------------------
+
+
+def check(lies: Geometry, mtu: int) -> None:
+    assert lies.longest_frame == mtu + 18  # Ethernet header and one VLAN tag
+    # What the kernel leaves free, and what may be written, fill a chunk.
+    assert KERNEL_HEADROOM + lies.headroom + lies.writable == lies.chunk == CHUNK
+    assert lies.headroom >= 0
+    assert lies.writable >= max(lies.longest_frame, TAIL_RESERVE)
+    assert lies.longest_frame <= lies.room_needed <= lies.writable
+
+
+@pytest.mark.parametrize("mtu", [68, 430, 431, 1500, 2000, geometry.largest_mtu()])
+def test_copy_mode_writes_no_more_than_the_frame(mtu: int) -> None:
+    lies = geometry.copy_mode(mtu)
+    check(lies, mtu)
+    assert lies.room_needed == max(mtu + 18, TAIL_RESERVE)
+
+
+def test_a_linux_guests_buffers_qualify() -> None:
+    # 1,530 bytes: the smallest that Linux posts for an MTU of 1,500, its virtio_net_hdr included.
+    assert 12 + geometry.copy_mode(1500).room_needed <= 1530
+    zero_copy = geometry.zero_copy_mode(1500, "igb")
+    assert zero_copy is not None
+    assert 12 + zero_copy.room_needed <= 1530
+
+
+@pytest.mark.parametrize(
+    ("mtu", "driver", "writable", "room_needed"),
+    [
+        (1500, "igb", 2048, 1518),  # stops at the MTU, whatever its step
+        (1500, "virtio_net", 1536, 1536),
+        (1500, "unheard_of", 2048, 2048),
+        (1500, None, 2048, 2048),
+        (1022, None, 2048, 2048),  # 1,022 + 26 bytes are more than 1,024
+        (998, None, 1024, 1024),
+        (3046, None, 3072, 3072),
+    ],
+)
+def test_zero_copy_mode(mtu: int, driver: str | None, writable: int, room_needed: int) -> None:
+    lies = geometry.zero_copy_mode(mtu, driver)
+    assert lies is not None
+    check(lies, mtu)
+    assert (lies.writable, lies.room_needed) == (writable, room_needed)
+
+
+def test_an_mtu_that_no_chunk_holds() -> None:
+    assert geometry.zero_copy_mode(3047, None) is None
+    assert geometry.zero_copy_mode(3800, "virtio_net") is not None
+    assert geometry.zero_copy_mode(geometry.largest_mtu(), "virtio_net") is None

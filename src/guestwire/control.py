@@ -134,11 +134,10 @@ class ControlServer:
             ) from error
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, ValueError):
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
                 writer.write(msgspec.json.encode(self._answer(line)) + b"\n")
                 await writer.drain()
-        writer.close()
 
     def _answer(self, line: bytes) -> Status | Refusal:
         try:

@@ -24,29 +24,29 @@ def require_kick(index: int, fd: int) -> None:
             raise FrontendError(f"ring {index}: its kick cannot be waited for: {error.strerror}") from error
 
 
-class ErrorSignals:
-    """Signals to the error descriptors of a guest's rings.
+class Signals:
+    """Signals to a guest's rings that are not a worker's to give.
 
     O_NONBLOCK belongs to the open file: a frontend can take it off again, fill the file, and make us wait.
-    So a signal is written by a thread of its own, and there is one a ring at most.
+    So a signal is written by a thread of its own, and there is one for each ring and purpose at most.
     """
 
     def __init__(self) -> None:
-        self._threads: dict[int, threading.Thread] = {}
+        self._threads: dict[tuple[str, int], threading.Thread] = {}
 
-    def send(self, index: int, fd: int) -> None:
-        """Signal a ring's error descriptor, unless the last signal for the ring is not through yet.
+    def send(self, purpose: str, index: int, fd: int) -> None:
+        """Signal a ring's call or error descriptor, unless the last such signal is not through yet.
 
         Raises:
             OSError: this process has no descriptor left.
         """
-        earlier = self._threads.get(index)
+        earlier = self._threads.get((purpose, index))
         if earlier is not None and earlier.is_alive():
             return
         thread = threading.Thread(
-            target=_signal, args=(os.dup(fd),), name=f"error of ring {index}", daemon=True
+            target=_signal, args=(os.dup(fd),), name=f"{purpose} of ring {index}", daemon=True
         )
-        self._threads[index] = thread
+        self._threads[purpose, index] = thread
         thread.start()
 
 

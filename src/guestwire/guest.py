@@ -23,7 +23,7 @@ from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.split_ring import SplitRing
 from guestwire.datapath.window import Window
 from guestwire.errors import FrontendError, GuestwireError, HostError
-from guestwire.eventfds import ErrorSignals, require_kick
+from guestwire.eventfds import Signals, require_kick
 from guestwire.ports.base import Port
 from guestwire.ports.simple import LONGEST_MTU
 from guestwire.vhost_user.constants import ConfigFlag, ProtocolFeature
@@ -54,6 +54,11 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
 )
+
+
+def _nobody() -> int:
+    """Return a descriptor that takes signals for nobody."""
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
 
 def default_mac(name: str) -> bytes:
@@ -92,7 +97,7 @@ class Guest:
         self.trouble_fd = -1
         self._attached: dict[int, Worker] = {}
         self._trouble = threading.Lock()  # held while an error descriptor is looked at or changed
-        self._signals = ErrorSignals()
+        self._signals = Signals()
         self._counters: Counters | None = None
         self._mac = bytes.fromhex(config.mac.replace(":", "")) if config.mac else default_mac(config.name)
 
@@ -183,6 +188,7 @@ class Guest:
     def reset(self) -> None:
         """Forget what the driver accepted; no ring runs."""
         self.features = Feature(0)
+        self._signals = Signals()
 
     def set_memory(self, regions: Sequence[MemoryRegion]) -> None:
         """Map a new window, while no worker looks, and go on with it."""
@@ -202,7 +208,11 @@ class Guest:
             self._move(window)
         except GuestwireError:
             # As it was before: the session tells the frontend, or ends.
-            self._move(old)
+            try:
+                self._move(old)
+            except GuestwireError as error:
+                self.state = f"failed: {error}"
+                self.log.error("cannot go on with the old memory either: %s; %s", error, error.remedy)
             if window is not None:
                 window.close()
             raise
@@ -224,7 +234,7 @@ class Guest:
         with _host_refuses(f"start ring {index}"):
             if ring.kick_fd is not None:
                 require_kick(index, ring.kick_fd)
-            call_fd = os.dup(ring.call_fd) if ring.call_fd is not None else os.eventfd(0, os.EFD_NONBLOCK)
+            call_fd = _nobody() if ring.call_fd is None else os.dup(ring.call_fd)
         self.rings[index] = _Ring(ring, ring.base, ring.enabled, call_fd, ring.error_fd)
         try:
             self._update(index // 2)
@@ -234,12 +244,14 @@ class Guest:
 
     def stop_ring(self, index: int) -> int:
         """Stop a ring; its pair ends work until both run again."""
-        self._detach(index // 2)
-        with self._trouble:
-            ring = self.rings.pop(index)
-        os.close(ring.call_fd)
-        if not self.rings:
-            self.state = "connected"
+        try:
+            self._detach(index // 2)
+        finally:
+            with self._trouble:
+                ring = self.rings.pop(index)
+            os.close(ring.call_fd)
+            if not self.rings:
+                self.state = "connected"
         return ring.base
 
     def enable_ring(self, index: int, enabled: bool) -> None:
@@ -254,12 +266,13 @@ class Guest:
 
     def set_ring_call(self, index: int, fd: int | None) -> None:
         """Replace the file that the worker signals, without a moment in which there is none."""
-        if fd is not None:
-            os.dup2(fd, self.rings[index].call_fd, inheritable=False)
-            return
-        nobody = os.eventfd(0, os.EFD_NONBLOCK)
-        os.dup2(nobody, self.rings[index].call_fd, inheritable=False)
-        os.close(nobody)
+        with _host_refuses(f"replace the call descriptor of ring {index}"):
+            if fd is not None:
+                os.dup2(fd, self.rings[index].call_fd, inheritable=False)
+                return
+            nobody = _nobody()
+            os.dup2(nobody, self.rings[index].call_fd, inheritable=False)
+            os.close(nobody)
 
     def set_ring_error(self, index: int, fd: int | None) -> None:
         """Remember whom to tell when the ring breaks."""
@@ -351,11 +364,17 @@ class Guest:
             return
         self.port.quiesce(pair)
         worker.stop()
-        self.port.detach(pair)
-        worker.pair.settle()
-        self._note_trouble(pair, worker.pair)
-        self.rings[2 * pair].base = worker.pair.rx.base
-        self.rings[2 * pair + 1].base = worker.pair.tx.base
+        try:
+            self.port.detach(pair)
+        finally:
+            owed = worker.pair.settle()
+            self._note_trouble(pair, worker.pair)
+            rings = (worker.pair.rx, worker.pair.tx)
+            for index, (ring, call) in enumerate(zip(rings, owed, strict=True), 2 * pair):
+                self.rings[index].base = ring.base
+                if call:
+                    with contextlib.suppress(OSError):
+                        self._signals.send("call", index, self.rings[index].call_fd)
 
     # --- trouble -------------------------------------------------------------------------------------
 
@@ -376,6 +395,9 @@ class Guest:
                 self._ring_broke(index, fault, "start the virtual machine anew")
         if fault:
             self.state = f"failed: {fault}"
+        elif work.port.gone and not self.state.startswith("failed"):
+            self.state = f"failed: the interface of port {self.config.port} is gone"
+            self.log.error("%s; start guestwire again when it is back", self.state.removeprefix("failed: "))
 
     def _ring_broke(self, index: int, why: str, remedy: str) -> None:
         with self._trouble:
@@ -386,7 +408,7 @@ class Guest:
             self.log.error("ring %d is stopped: %s; %s", index, why, remedy)
             if ring.error_fd is not None:
                 with contextlib.suppress(OSError):
-                    self._signals.send(index, ring.error_fd)
+                    self._signals.send("error", index, ring.error_fd)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from guestwire.control import Direction, GuestState, Status, ask_status
@@ -65,14 +66,14 @@ def _row(guest: GuestState) -> tuple[str, ...]:
     port = guest.port
     mode = "" if port.kind != "xdp" else f"{port.mode or 'none'}"
     if port.mode_reason:
-        mode += f"\n({port.mode_reason})"
+        mode += f"\n({escape(port.mode_reason)})"
     memory = f"{guest.memory.guest_bytes >> 20} MiB"
     if guest.memory.pinned_bytes:
         memory += f"\n{guest.memory.pinned_bytes >> 20} MiB pinned"
     errors = [f"ring {ring.index}: {ring.error}" for ring in guest.rings if ring.error]
     return (
         guest.name,
-        "\n".join([guest.state, *errors]),
+        escape("\n".join([guest.state, *errors])),
         f"{port.kind} {port.interface or ''}",
         mode,
         memory,

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
 from guestwire.datapath.abi cimport used_element
-from guestwire.datapath.counters cimport COPY_PORT, DROP_TOO_LONG, pair_counters
+from guestwire.datapath.counters cimport COPY_PORT, DROP_RING_DISABLED, DROP_TOO_LONG, pair_counters
 from guestwire.datapath.frames cimport (
     DELIVER_LATER,
     DELIVER_NEVER,
@@ -52,13 +52,15 @@ cdef void echo_tx_submit(port_interface *self, burst *frames) noexcept nogil:
         else:
             length = c.length - pair.header_size
             count = frame_pieces(pair, frames, c, e.pieces, BURST_SEGMENTS)
-            buffers = deliver(pair, e.pieces, count, length, &e.received_elements[e.received])
+            buffers = DELIVER_NEVER
+            if pair.receiving:
+                buffers = deliver(pair, e.pieces, count, length, &e.received_elements[e.received])
             if buffers == DELIVER_LATER:
                 break
             counters.tx.frames += 1
             counters.tx.bytes += length
             if buffers == DELIVER_NEVER:
-                counters.rx.drops[DROP_TOO_LONG] += 1
+                counters.rx.drops[DROP_TOO_LONG if pair.receiving else DROP_RING_DISABLED] += 1
             else:
                 counters.rx.frames += 1
                 counters.rx.bytes += length

@@ -6,7 +6,7 @@ rest is in frames.pyx.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.counters cimport DROP_NOT_NEGOTIATED, DROP_TOO_LONG, DROP_TOO_SHORT
@@ -89,7 +89,8 @@ cdef inline int deliver(
         return deliver_scattered(pair, pieces, count, length, done)
     to = pair.window.base + c.offset
     write_net_header(to, pair.header_size, 1)
-    memcpy(to + pair.header_size, pieces[0].data, length)
+    # memmove: a hostile guest's buffers may overlap.
+    memmove(to + pair.header_size, pieces[0].data, length)
     done.id = c.head
     done.length = pair.header_size + length
     b.first += 1

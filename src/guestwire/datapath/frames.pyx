@@ -2,7 +2,7 @@
 """Frames over several buffers; see frames.pxd."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memmove
 
 from guestwire.datapath.split_ring cimport BURST_CHAINS
 
@@ -38,7 +38,7 @@ cdef void fill_chain(
             skip -= room
             continue
         part = min(room - skip, length)
-        memcpy(pair.window.base + b.segments[i].offset + skip, data, part)
+        memmove(pair.window.base + b.segments[i].offset + skip, data, part)
         data += part
         length -= part
         skip = 0

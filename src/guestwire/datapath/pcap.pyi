@@ -3,8 +3,6 @@ from guestwire.datapath.port import Port
 LINKTYPE_ETHERNET: int
 
 class PcapPort(Port):
-    def __init__(
-        self, frames: bytes | bytearray | memoryview | None, output_fd: int = -1
-    ) -> None: ...
+    def __init__(self, frames: bytes | bytearray | memoryview | None, output_fd: int = -1) -> None: ...
     @property
     def output_error(self) -> int: ...

@@ -4,7 +4,7 @@
 import os
 import struct
 
-from libc.errno cimport errno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -27,6 +27,7 @@ from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, 
 
 cdef enum:
     LONGEST_FRAME = 65550
+    MOST_INTERRUPTIONS = 3
     RECORD_HEADER = 16
     OUTPUT_BYTES = 64 * (LONGEST_FRAME + RECORD_HEADER)     # a whole burst of the longest frames
 
@@ -112,10 +113,13 @@ cdef void append_record(pcap_port *p, const piece *pieces, uint32_t count, uint3
 cdef void flush(pcap_port *p) noexcept nogil:
     cdef uint64_t at = 0
     cdef ssize_t n
+    cdef int interruptions = 0      # stopping interrupts us; a file that still blocks then is given up
     while at < p.output_used and not p.output_error:
         n = write(p.output_fd, p.output + at, p.output_used - at)
         if n > 0:
             at += n
+        elif errno == EINTR and interruptions < MOST_INTERRUPTIONS:
+            interruptions += 1
         else:
             p.output_error = errno
     p.output_used = 0

@@ -16,6 +16,7 @@ cdef struct pair_context:
     pair_counters *counters
     uint16_t header_size        # of virtio_net_hdr: 12, or 10 for a legacy guest
     bint mergeable              # VIRTIO_NET_F_MRG_RXBUF
+    bint receiving              # the receive ring was enabled when this pass began
 
 # Completions are handed over as an array that stays the port's and is valid until its next call.
 cdef struct port_interface:
@@ -33,7 +34,8 @@ cdef struct port_interface:
     pair_context *pair
     int fd                      # readable when rx_poll has something; -1: never sleeps for that
     bint wants_buffers          # a kick of the receive ring is worth waking up for
-    bint busy                   # tx_poll or rx_poll must be called again soon: do not sleep
+    bint busy                   # tx_poll must be called again soon: sleep only for a while
+    bint gone                   # what the port is made of is no more
 
 cdef class Port:
     cdef port_interface *port             # owned by the subclass

@@ -9,3 +9,8 @@ cdef class Port:
     def fd(self):
         """The descriptor that is readable when frames have arrived; -1 if there is none."""
         return -1 if self.port == NULL else self.port.fd
+
+    @property
+    def gone(self):
+        """Whether what the port is made of, its interface, is no more."""
+        return self.port != NULL and bool(self.port.gone)

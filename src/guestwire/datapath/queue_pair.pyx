@@ -24,7 +24,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
     int epoll_wait(int epoll, epoll_event *events, int most, int timeout)
     const int EPOLL_CLOEXEC, EPOLL_CTL_ADD
-    const uint32_t EPOLLIN, EPOLLET
+    const uint32_t EPOLLIN, EPOLLET, EPOLLERR
 
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.atomics cimport cpu_relax, load_relaxed_u32, store_relaxed_u32
@@ -35,6 +35,7 @@ from guestwire.datapath.split_ring cimport (
     SplitRing,
     burst,
 
+    split_ring,
     split_ring_call,
     split_ring_disable_notifications,
     split_ring_enable_notifications,
@@ -46,7 +47,9 @@ from guestwire.datapath.window cimport Window
 
 cdef enum:
     BUSY_PORT_TIMEOUT_MS = 1    # how long to sleep when the port must be polled again
+    BUSY_PORT_TIMEOUT_MOST_MS = 64
     SHORT_SLEEP_NS = 1000000    # a sleep that ends sooner would better have been polled through
+    WINDOW_BROKEN = 4           # among the bits of trouble
 
 cdef struct worker:
     pair_context pair
@@ -55,13 +58,13 @@ cdef struct worker:
     uint32_t rx_enabled
     uint32_t tx_enabled
     uint32_t trouble_reported
-    bint settling           # the loop has ended
     int epoll_fd
     int wake_fd             # wakes the worker: stop, enable
     int trouble_fd          # tells the control side: a ring broke, or the window did
     uint64_t poll_ns        # how long to poll before sleeping, now
     uint64_t poll_ns_most
     uint64_t idle_since     # 0: not idle
+    int busy_timeout_ms     # how long to sleep at most when the port must be polled again
     burst buffers
     burst frames
 
@@ -92,6 +95,12 @@ cdef uint32_t discard(worker *w) noexcept nogil:
     return count
 
 
+cdef inline void call(split_ring *ring, uint64_t *calls) noexcept nogil:
+    if split_ring_publish(ring):
+        split_ring_call(ring)
+        calls[0] += 1
+
+
 cdef uint32_t collect(worker *w) noexcept nogil:
     """Give back to the guest what the port has finished with."""
     cdef const used_element *done
@@ -100,22 +109,21 @@ cdef uint32_t collect(worker *w) noexcept nogil:
     if count:
         split_ring_push(w.pair.tx, done, count)
         moved += count
-    if load_relaxed_u32(&w.rx_enabled) or w.settling:
+    if w.pair.receiving:
         count = w.port.rx_poll(w.port, &done)
         if count:
             split_ring_push(w.pair.rx, done, count)
             moved += count
-    if split_ring_publish(w.pair.rx):
-        split_ring_call(w.pair.rx)
-    if split_ring_publish(w.pair.tx):
-        split_ring_call(w.pair.tx)
+    call(w.pair.rx, &w.pair.counters.rx_calls)
+    call(w.pair.tx, &w.pair.counters.tx_calls)
     return moved
 
 
 cdef uint32_t post(worker *w) noexcept nogil:
     """Offer the port receive buffers; return how many came from the guest."""
     cdef uint32_t popped = 0
-    if load_relaxed_u32(&w.rx_enabled):
+    w.pair.receiving = load_relaxed_u32(&w.rx_enabled)
+    if w.pair.receiving:
         if w.buffers.end - w.buffers.first <= BURST_CHAINS // 2 or w.port.wants_buffers:
             popped = split_ring_pop(w.pair.rx, &w.buffers, BURST_CHAINS)
         w.port.rx_post(w.port, &w.buffers)
@@ -147,12 +155,14 @@ cdef bint report_trouble(worker *w) noexcept nogil:
     if w.pair.tx.error:
         trouble |= 2
     if load_relaxed_u32(&w.pair.window.fault):
-        trouble |= 4
+        trouble |= WINDOW_BROKEN
+    if w.port.gone:
+        trouble |= 8
     if trouble != w.trouble_reported:
         w.trouble_reported = trouble
         w.pair.counters.ring_errors += 1
         signal(w.trouble_fd)
-    return trouble & 4 != 0
+    return trouble & WINDOW_BROKEN != 0
 
 
 cdef bint ask_for_kicks(worker *w) noexcept nogil:
@@ -160,7 +170,9 @@ cdef bint ask_for_kicks(worker *w) noexcept nogil:
     cdef bint more = False
     if w.frames.first == w.frames.end and not w.pair.tx.error:
         more |= split_ring_enable_notifications(w.pair.tx)
-    if w.port.wants_buffers and load_relaxed_u32(&w.rx_enabled) and not w.pair.rx.error:
+    # Only buffers that there is room for are work: with a full burst the port waits for something else.
+    if (w.port.wants_buffers and w.buffers.end - w.buffers.first < BURST_CHAINS
+            and load_relaxed_u32(&w.rx_enabled) and not w.pair.rx.error):
         more |= split_ring_enable_notifications(w.pair.rx)
     return more
 
@@ -171,8 +183,12 @@ cdef void sleep_until_event(worker *w) noexcept nogil:
     cdef int i, n
     if not ask_for_kicks(w):
         before = now_ns()
-        n = epoll_wait(w.epoll_fd, events, 4, BUSY_PORT_TIMEOUT_MS if w.port.busy else -1)
+        n = epoll_wait(w.epoll_fd, events, 4, w.busy_timeout_ms if w.port.busy else -1)
+        if n == 0:
+            w.busy_timeout_ms = min(2 * w.busy_timeout_ms, BUSY_PORT_TIMEOUT_MOST_MS)
         for i in range(n):
+            if events[i].data.fd == w.port.fd and events[i].events & EPOLLERR:
+                w.port.gone = True
             w.pair.counters.kicks += (
                 events[i].data.fd != w.wake_fd and events[i].data.fd != w.port.fd)
         w.pair.counters.sleeps += 1
@@ -187,13 +203,16 @@ cdef void sleep_until_event(worker *w) noexcept nogil:
 
 cdef void loop(worker *w) noexcept nogil:
     cdef uint64_t now
+    cdef uint32_t moved
     while not load_relaxed_u32(&w.stop):
-        if step(w):
-            w.pair.counters.bursts += 1
-            w.idle_since = 0
-            continue
+        moved = step(w)
         if report_trouble(w):
             return
+        if moved:
+            w.pair.counters.bursts += 1
+            w.idle_since = 0
+            w.busy_timeout_ms = BUSY_PORT_TIMEOUT_MS
+            continue
         now = now_ns()
         if w.idle_since == 0:
             w.idle_since = now
@@ -207,7 +226,7 @@ cdef void loop(worker *w) noexcept nogil:
 cdef void settle(worker *w) noexcept nogil:
     """Give back all that the port has finished with; bounded, since frames may go on arriving."""
     cdef uint32_t passes = w.pair.rx.size + w.pair.tx.size
-    w.settling = True
+    w.pair.receiving = True
     while passes and collect(w):
         passes -= 1
 
@@ -216,9 +235,6 @@ cdef void finish(worker *w) noexcept nogil:
     """The end of the loop: what is on its way out leaves, what has arrived is delivered."""
     w.port.drain(w.port)
     settle(w)
-    w.pair.counters.rx_calls += w.pair.rx.calls
-    w.pair.counters.tx_calls += w.pair.tx.calls
-    w.pair.rx.calls = w.pair.tx.calls = 0
 
 
 cdef class QueuePair:
@@ -262,22 +278,22 @@ cdef class QueuePair:
         w.port = port.port
         w.port.pair = &w.pair
         w.poll_ns = w.poll_ns_most = poll_us * 1000
+        w.busy_timeout_ms = BUSY_PORT_TIMEOUT_MS
         w.trouble_fd = trouble_fd
         w.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if w.epoll_fd < 0:
             raise OSError(errno, "epoll_create1: " + os.strerror(errno))
-        # Eventfds are watched for edges: each write wakes us, and we need never read one. So a frontend
-        # that empties its kick descriptor itself cannot make a read of ours block.
-        for fd in (w.wake_fd, rx.ring.kick_fd, tx.ring.kick_fd):
+        # Everything is watched for edges. Each write to an eventfd wakes us, and we need never read one: a
+        # frontend that empties its kick descriptor itself cannot make a read of ours block. And frames
+        # that wait in a port until the guest has buffers do not keep us awake; every pass polls the port.
+        for fd in (w.wake_fd, rx.ring.kick_fd, tx.ring.kick_fd, w.port.fd):
             if fd >= 0:
-                self._watch(fd, EPOLLIN | EPOLLET)
-        if w.port.fd >= 0:
-            self._watch(w.port.fd, EPOLLIN)
+                self._watch(fd)
 
-    cdef int _watch(self, int fd, uint32_t events) except -1:
+    cdef int _watch(self, int fd) except -1:
         cdef epoll_event event
-        event.events = events
+        event.events = EPOLLIN | EPOLLET
         event.data.fd = fd
         if epoll_ctl(self.w.epoll_fd, EPOLL_CTL_ADD, fd, &event):
             raise OSError(errno, f"cannot wait for descriptor {fd}: {os.strerror(errno)}")
@@ -321,10 +337,14 @@ cdef class QueuePair:
     def settle(self):
         """Return to the guest what the port gave up when it was closed, after `run` has ended.
 
-        Afterwards each ring's ``base`` is the exact index for the next attachment.
+        Afterwards each ring's ``base`` is the exact index for the next attachment. The driver is not
+        called: the frontend could make us wait, and this is not the worker's thread. Returned is which
+        rings' drivers want a call: ``(rx, tx)``.
         """
+        self.w.pair.rx.call_fd = self.w.pair.tx.call_fd = -1
         with nogil:
             settle(self.w)
+        return bool(self.w.pair.rx.call_owed), bool(self.w.pair.tx.call_owed)
 
     def stop(self):
         """Make `run` drain and return soon. May be called from any thread."""

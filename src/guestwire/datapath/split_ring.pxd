@@ -73,6 +73,7 @@ cdef struct split_ring:
     uint64_t error_value        # the offending index, address or length
     uint64_t kicks
     uint64_t calls
+    bint call_owed              # the driver wants a call, and there is no descriptor to give it
 
 cdef uint32_t split_ring_pop(split_ring *ring, burst *b, uint32_t most) noexcept nogil
 cdef uint32_t split_ring_read_chain(split_ring *ring, uint16_t head, burst *b, chain *c) noexcept nogil

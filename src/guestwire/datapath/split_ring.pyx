@@ -55,14 +55,20 @@ cdef inline uint32_t fail(split_ring *ring, uint32_t error, uint32_t head, uint6
     return error
 
 
+cdef enum:
+    BURST_FULL = 0xFFFF         # not the driver's fault: the next burst has room for the chain
+
+
 cdef inline uint32_t read_buffer(
     split_ring *ring, uint16_t head, const split_descriptor *d, burst *b, chain *c
 ) noexcept nogil:
     """Check one buffer descriptor and append it to the chain."""
     cdef uint64_t offset
     cdef segment *s
-    if c.segment_count >= ring.size or c.first_segment + c.segment_count >= BURST_SEGMENTS:
+    if c.segment_count >= ring.size or c.segment_count >= BURST_SEGMENTS:
         return fail(ring, CHAIN_TOO_LONG, head, c.segment_count)
+    if c.first_segment + c.segment_count >= BURST_SEGMENTS:
+        return BURST_FULL
     if d.flags & DESCRIPTOR_F_WRITE != ring.direction:
         return fail(ring, DIRECTION, head, d.flags)
     if d.length == 0:
@@ -121,7 +127,7 @@ cdef uint32_t read_table(
 cdef uint32_t split_ring_read_chain(split_ring *ring, uint16_t head, burst *b, chain *c) noexcept nogil:
     """Read and check the chain at `head` into `c`, its segments behind those in `b`.
 
-    Returns RING_OK or the RingError, which is then the ring's as well.
+    Returns RING_OK, BURST_FULL, or the RingError, which is then the ring's as well.
     """
     cdef uint32_t error
     c.head = head
@@ -205,9 +211,6 @@ cdef uint32_t split_ring_pop(split_ring *ring, burst *b, uint32_t most) noexcept
             b.segments[b.segment_end].offset = offset
             b.segments[b.segment_end].length = d.length
         elif split_ring_read_chain(ring, head, b, c):
-            if ring.error == CHAIN_TOO_LONG and b.segment_end and c.segment_count < ring.size:
-                # It is the burst that is full, not the chain that is too long: the next burst has it.
-                ring.error = RING_OK
             return i
         b.segment_end += c.segment_count
         b.end += 1
@@ -253,6 +256,8 @@ cdef void split_ring_call(split_ring *ring) noexcept nogil:
         # A full eventfd counter (EAGAIN) means that the driver has a call pending: nothing is lost.
         write(ring.call_fd, &one, sizeof(one))
         ring.calls += 1
+    else:
+        ring.call_owed = True
 
 
 cdef void split_ring_disable_notifications(split_ring *ring) noexcept nogil:

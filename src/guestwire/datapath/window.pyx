@@ -13,6 +13,7 @@ A region's pages sit at an address congruent to their offset in the file modulo 
 that could back them, so that huge pages stay huge.
 """
 
+import fcntl
 import os
 
 from libc.errno cimport errno
@@ -59,6 +60,8 @@ cdef enum:
     HUGE_PAGE = 2 << 20
     MAX_REGIONS = 509
     MAX_WINDOWS = 1024
+
+_MOST_BYTES = 1 << 46    # half of the address space that a process has
 
 
 cdef uint64_t window_search(
@@ -151,6 +154,18 @@ cdef void unwatch_window(window *w) noexcept nogil:
             store_relaxed_u64(&live_windows[i], 0)
 
 
+def _require_shared_memory(fd):
+    """Refuse a file whose pages somebody else could make us wait for: a FUSE file, a disk.
+
+    Only shared memory and hugetlbfs know seals; asking for them touches no file system.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        raise ValueError("a region's file is no shared memory: it must be a memfd, or lie on tmpfs or "
+                         "hugetlbfs") from error
+
+
 def _page_size(int fd):
     """Return the page size of the file system behind `fd`, in bytes."""
     cdef statfs_t s
@@ -165,6 +180,8 @@ def _place(regions):
     Largest pages first, then by guest address, so that regions that are neighbours in the guest and in
     the file are neighbours here.
     """
+    for _, _, _, fd, _ in regions:
+        _require_shared_memory(fd)
     pages = [(_page_size(fd), guest, user, size, fd, file_offset)
              for guest, user, size, fd, file_offset in regions]
     pages.sort(key=lambda p: (-p[0], p[1]))
@@ -183,6 +200,8 @@ def _place(regions):
         start = end + (first - end) % alignment
         placed.append((guest, user, size, fd, first, start, last - first, start + file_offset - first, page))
         end = start + last - first
+    if end > _MOST_BYTES:
+        raise ValueError(f"the memory regions have {end:#x} bytes together: more than can be mapped")
     return placed, end
 
 

@@ -51,6 +51,7 @@ cdef struct xdp_port:
     uint32_t posted_mask
     uint32_t posted_first
     uint32_t posted_end
+    uint32_t overtaken          # entries before this one are older than a chain that was returned
     uint32_t chains_posted      # entries with a chain: more of the guest's buffers come only after them
     uint32_t spare_posted       # entries without
     uint32_t received
@@ -65,6 +66,7 @@ cdef struct xdp_port:
     # Bounce frames that nobody uses.
     uint32_t *free_frames
     uint32_t free_count
+    uint32_t frame_count        # all bounce frames of this port
 
 cdef inline uint64_t address_bits(uint64_t address) noexcept nogil:
     """The lower 48 bits: an address without the offset in the upper ones."""

@@ -59,7 +59,7 @@ cdef class XdpPort(Port):
             raise MemoryError
         for i in range(bounce_frames):
             x.free_frames[i] = i
-        x.free_count = bounce_frames
+        x.free_count = x.frame_count = bounce_frames
         x.base.wants_buffers = True
 
     @property

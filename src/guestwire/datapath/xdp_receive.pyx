@@ -15,6 +15,7 @@ cdef extern from "<sys/socket.h>" nogil:
     const int MSG_DONTWAIT
 
 from guestwire.datapath.abi cimport used_element, xdp_desc
+from guestwire.datapath.atomics cimport load_acquire_u32
 from guestwire.datapath.counters cimport (
     COPY_BAD_PLACE,
     COPY_BOUNCE_MODE,
@@ -98,6 +99,19 @@ cdef void post_spare_frames(xdp_port *x, uint32_t space, uint32_t most, uint8_t 
         space -= 1
 
 
+cdef uint8_t obstacle_to_dma(const xdp_port *x, uint64_t header, uint64_t data) noexcept nogil:
+    """Say why a NIC must not write to this place, or COPY_NOT.
+
+    A virtio_net host NIC writes 12 bytes of its own right before the frame: they must be the header's.
+    """
+    cdef const pair_context *pair = x.base.pair
+    if pair.header_size < 12 or data != header + pair.header_size:
+        return COPY_BAD_PLACE
+    if not window_contiguous(pair.window, data - x.before_frame, x.chunk):
+        return COPY_PAGE_CROSSING
+    return COPY_NOT
+
+
 cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef pair_context *pair = self.pair
@@ -109,18 +123,20 @@ cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
     space = min(space, ring_space(x.fill, BURST_CHAINS))
     if not x.guest_memory:
         post_spare_frames(x, space, x.fill.size, COPY_BOUNCE_MODE)
-    while x.guest_memory and space and buffers.first < buffers.end:
+    # A spare frame posted belongs to a chain that waits at the front: no chain behind it may be posted
+    # before its own spare is, or it would be returned out of turn.
+    while x.guest_memory and space and buffers.end - buffers.first > x.spare_posted:
         c = &buffers.chains[buffers.first]
         reason = COPY_BUFFER_TOO_SMALL
         if place_for_frame(pair, buffers, c, x.room_needed, &header, &data):
-            reason = COPY_PAGE_CROSSING
-            if not x.zero_copy or window_contiguous(pair.window, data - x.before_frame, x.chunk):
-                reason = COPY_NOT
+            reason = COPY_NOT
+            if x.zero_copy:
+                reason = obstacle_to_dma(x, header, data)
         if reason == COPY_NOT:
             post(x, data - x.umem - x.before_frame, header, GUEST_BUFFER, c.head, 0)
         elif c.length < pair.header_size + x.longest_frame:
             # It cannot hold a frame by itself: it waits here for arrivals in spare frames.
-            post_spare_frames(x, space, BURST_CHAINS, reason)
+            post_spare_frames(x, space, buffers.end - buffers.first, reason)
             break
         elif x.free_count > SEND_RESERVE:
             post_frame(x, c.head, reason)
@@ -130,9 +146,10 @@ cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
         space -= 1
     if x.fill.mine != before:
         ring_submit(x.fill)
-        if ring_needs_wakeup(x.fill):
-            recvfrom(self.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
-            pair.counters.system_calls += 1
+    # Looked at on every pass: the driver may ask for a wake-up after we have submitted.
+    if ring_needs_wakeup(x.fill) and load_acquire_u32(x.fill.consumer) != x.fill.mine:
+        recvfrom(self.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
+        pair.counters.system_calls += 1
 
 
 cdef posted_buffer *find_posted(xdp_port *x, uint64_t address) noexcept nogil:
@@ -160,6 +177,13 @@ cdef void finish_posted(xdp_port *x, posted_buffer *e) noexcept nogil:
         x.posted_first += 1
 
 
+cdef void return_chain(xdp_port *x, posted_buffer *e, uint32_t written) noexcept nogil:
+    x.received_elements[x.received].id = e.head
+    x.received_elements[x.received].length = written
+    x.received += 1
+    finish_posted(x, e)
+
+
 cdef void count_copied(pair_counters *counters, uint32_t reason, uint32_t length) noexcept nogil:
     counters.rx.frames += 1
     counters.rx.bytes += length
@@ -172,6 +196,11 @@ cdef void arrive_in_place(xdp_port *x, posted_buffer *e, uint32_t shift, uint32_
     cdef pair_context *pair = x.base.pair
     cdef pair_counters *counters = pair.counters
     cdef uint8_t *at = pair.window.base + x.umem + e.address
+    if length > x.room_needed:
+        # More than the interface's largest frame: never promised to fit.
+        counters.rx.drops[DROP_TOO_LONG] += 1
+        return_chain(x, e, 0)
+        return
     if shift != x.before_frame:
         memmove(at + x.before_frame, at + shift, length)
         count_copied(counters, COPY_BAD_PLACE, length)
@@ -183,10 +212,7 @@ cdef void arrive_in_place(xdp_port *x, posted_buffer *e, uint32_t shift, uint32_
         else:
             counters.rx.direct_frames += 1
     write_net_header(pair.window.base + e.header, pair.header_size, 1)
-    x.received_elements[x.received].id = e.head
-    x.received_elements[x.received].length = pair.header_size + length
-    x.received += 1
-    finish_posted(x, e)
+    return_chain(x, e, pair.header_size + length)
 
 
 cdef void arrive_for_chain(xdp_port *x, posted_buffer *e, const piece *frame) noexcept nogil:
@@ -207,10 +233,7 @@ cdef void arrive_for_chain(xdp_port *x, posted_buffer *e, const piece *frame) no
         fill_chain(pair, x.scratch, &c, 0, header, pair.header_size)
         fill_chain(pair, x.scratch, &c, pair.header_size, frame.data, frame.length)
         count_copied(pair.counters, e.reason, frame.length)
-    x.received_elements[x.received].id = e.head
-    x.received_elements[x.received].length = total
-    x.received += 1
-    finish_posted(x, e)
+    return_chain(x, e, total)
 
 
 cdef bint arrive_in_spare(xdp_port *x, posted_buffer *e, const piece *frame) noexcept nogil:
@@ -219,6 +242,7 @@ cdef bint arrive_in_spare(xdp_port *x, posted_buffer *e, const piece *frame) noe
     cdef int buffers = deliver(pair, frame, 1, frame.length, &x.received_elements[x.received])
     if buffers > 0:
         x.received += buffers
+        x.overtaken = x.posted_end
         count_copied(pair.counters, e.reason, frame.length)
     elif buffers == DELIVER_NEVER:
         pair.counters.rx.drops[DROP_TOO_LONG] += 1
@@ -241,7 +265,8 @@ cdef void return_skipped(xdp_port *x) noexcept nogil:
     cdef uint32_t last = x.posted_end
     cdef uint32_t i
     cdef posted_buffer *e
-    while last != x.posted_first and x.posted[(last - 1) & x.posted_mask].state == WITH_THE_KERNEL:
+    while (last != x.posted_first and last != x.overtaken
+           and x.posted[(last - 1) & x.posted_mask].state == WITH_THE_KERNEL):
         last -= 1
     i = x.posted_first
     while i != last and x.received < BURST_CHAINS:

@@ -7,6 +7,7 @@ cannot be described so is copied to a bounce frame, and the chain is the guest's
 completion is known by its address, which lies behind the guest's memory and has no offset.
 """
 
+from libc.errno cimport EAGAIN, ENXIO, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -21,6 +22,8 @@ from guestwire.datapath.counters cimport (
     COPY_BOUNCE_MODE,
     COPY_PAGE_CROSSING,
     COPY_SCATTERED,
+    DROP_PORT,
+    DROP_UNEXPECTED_PLACE,
     pair_counters,
 )
 from guestwire.datapath.frames cimport GOOD_FRAME, check_sent_frame, frame_pieces
@@ -112,15 +115,27 @@ cdef void send_copy(
 
 
 cdef void wake_sender(xdp_port *x) noexcept nogil:
-    """Make the kernel send what is in the tx ring. An error means later: it is asked again next pass."""
+    """Make the kernel send what is in the tx ring. What it refuses now is tried again by a later pass."""
     cdef int calls = 0
+    cdef bint again = True
     # Acquire is more than is needed to look whether the kernel is through.
-    while (calls < WAKES_A_BURST and load_acquire_u32(x.tx.consumer) != x.tx.mine
+    while (again and calls < WAKES_A_BURST and load_acquire_u32(x.tx.consumer) != x.tx.mine
            and ring_needs_wakeup(x.tx)):
         calls += 1
         if sendto(x.base.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0:
             break
+        again = errno == EAGAIN
+        if errno == ENXIO:
+            x.base.gone = True      # the kernel has unbound the socket: the interface was deleted
     x.base.pair.counters.system_calls += calls
+
+
+cdef void drop_all(xdp_port *x, burst *frames) noexcept nogil:
+    """The interface is gone: the guest's frames have nowhere to go, its buffers are given back."""
+    while frames.first < frames.end and x.sent < BURST_CHAINS:
+        x.base.pair.counters.tx.drops[DROP_PORT] += 1
+        return_sent(x, frames.chains[frames.first].head)
+        frames.first += 1
 
 
 cdef void xdp_tx_submit(port_interface *self, burst *frames) noexcept nogil:
@@ -132,6 +147,8 @@ cdef void xdp_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef uint8_t copy
     cdef chain *c
     cdef int reason
+    if self.gone:
+        drop_all(x, frames)
     while frames.first < frames.end and x.sent < BURST_CHAINS:
         c = &frames.chains[frames.first]
         reason = check_sent_frame(pair, frames, c, x.longest_frame)
@@ -167,33 +184,42 @@ cdef void return_unsent(xdp_port *x) noexcept nogil:
     x.descriptors_out = 0
 
 
+cdef void complete(xdp_port *x, uint64_t address) noexcept nogil:
+    """One descriptor has left. As on the receiving side, only what the kernel owns is believed."""
+    cdef uint32_t head = address >> OFFSET_SHIFT
+    cdef uint64_t frame = (address_bits(address) - x.bounce) // FRAME_BYTES
+    if x.descriptors_out == 0:
+        x.base.pair.counters.tx.drops[DROP_UNEXPECTED_PLACE] += 1
+        return
+    if head == 0 and address_bits(address) >= x.bounce:
+        if frame < x.frame_count and x.free_count < x.frame_count:
+            x.free_frames[x.free_count] = frame
+            x.free_count += 1
+    elif x.pieces_left[head]:
+        x.pieces_left[head] -= 1
+        if x.pieces_left[head] == 0:
+            return_sent(x, head)
+    else:
+        x.base.pair.counters.tx.drops[DROP_UNEXPECTED_PLACE] += 1
+        return
+    x.descriptors_out -= 1
+
+
 cdef uint32_t xdp_tx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
-    cdef uint64_t address
-    cdef uint32_t count, head, waiting
+    cdef uint32_t count, waiting
     if x.closed:
         return_unsent(x)
-        waiting = 0
     else:
         waiting = ring_waiting(x.completion)
-    while waiting and x.sent < BURST_CHAINS:
-        address = (<uint64_t *>x.completion.entries)[x.completion.mine & x.completion.mask]
-        if address_bits(address) >= x.bounce and not address >> OFFSET_SHIFT:
-            x.free_frames[x.free_count] = (address - x.bounce) // FRAME_BYTES
-            x.free_count += 1
-        else:
-            head = address >> OFFSET_SHIFT
-            x.pieces_left[head] -= 1
-            if x.pieces_left[head] == 0:
-                return_sent(x, head)
-        x.descriptors_out -= 1
-        x.completion.mine += 1
-        waiting -= 1
-    if not x.closed:
+        while waiting and x.sent < BURST_CHAINS:
+            complete(x, (<uint64_t *>x.completion.entries)[x.completion.mine & x.completion.mask])
+            x.completion.mine += 1
+            waiting -= 1
         ring_release(x.completion)
         if x.descriptors_out:
             wake_sender(x)
-    self.busy = x.descriptors_out != 0
+    self.busy = x.descriptors_out != 0 and not self.gone
     count = x.sent
     x.sent = 0
     done[0] = x.sent_elements
@@ -205,7 +231,7 @@ cdef void xdp_drain(port_interface *self) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef timespec start, now
     clock_gettime(CLOCK_MONOTONIC, &start)
-    while ring_waiting(x.completion) < x.descriptors_out:
+    while ring_waiting(x.completion) < min(x.descriptors_out, x.completion.size) and not self.gone:
         wake_sender(x)
         # ring_waiting looks at the kernel's index only when it believes that nothing waits.
         x.completion.theirs = load_acquire_u32(x.completion.producer)

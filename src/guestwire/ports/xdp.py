@@ -42,6 +42,7 @@ Mode = Literal["auto", "zero-copy", "direct", "bounce"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 RELEASE_SECONDS = 2.0  # the kernel lets go of a closed socket's queue later, at most after so long
+LONGEST_RELEASE_SECONDS = 0.25
 RING_ENTRIES = 2048  # of each AF_XDP ring, unless a virtqueue is larger
 
 
@@ -84,6 +85,7 @@ class XdpControl:
         self._multi_buffer = False
         self._attached: dict[int, _Attached] = {}
         self._past: dict[str, int] = {}
+        self._closed_at = -RELEASE_SECONDS
 
     # --- the port's life -----------------------------------------------------------------------------
 
@@ -238,8 +240,13 @@ class XdpControl:
                     ring_size=entries,
                 )
             except XdpSocketError as error:
-                # The queue may be our own from just now: its release is deferred (close, then bind).
-                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                # The queue, and what was charged as locked memory, may be our own from just now: the
+                # kernel releases a closed socket later.
+                late = {
+                    errno.EBUSY: deadline,
+                    errno.ENOBUFS: self._closed_at + RELEASE_SECONDS,
+                }.get(error.errno or 0, 0.0)
+                if time.monotonic() > late:
                     raise
                 time.sleep(0.005)
 
@@ -292,11 +299,20 @@ class XdpControl:
             return
         self._count(attached, self._past)
         attached.port.close()
+        self._closed_at = time.monotonic()
         if attached.plan.mode == "zero-copy" and self._interface is not None:
             # close() returns before the NIC has let go: until then it may write into the guest's buffers.
-            released = wait_until_released(self._interface.index, attached.queue, timeout_s=RELEASE_SECONDS)
-            if not released:
-                log.warning("%s queue %d: cannot tell when the NIC let go", self.name, attached.queue)
+            self._wait_until_released(attached.queue)
+
+    def _wait_until_released(self, queue: int) -> None:
+        assert self._interface is not None
+        try:
+            released = wait_until_released(self._interface.index, queue, timeout_s=RELEASE_SECONDS)
+        except OSError:
+            return  # the interface is gone, and its NIC writes nowhere
+        if not released:
+            # A kernel before 6.14 cannot say: the longest time that was ever measured, several times over.
+            time.sleep(LONGEST_RELEASE_SECONDS)
 
     def announce(self, mac: bytes) -> None:
         """Send a gratuitous RARP from the interface."""

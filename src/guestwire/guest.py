@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from guestwire import offer
 from guestwire.config import GuestConfig
 from guestwire.datapath.counters import Counters
 from guestwire.datapath.queue_pair import QueuePair
@@ -25,45 +25,17 @@ from guestwire.datapath.window import Window
 from guestwire.errors import FrontendError, GuestwireError, HostError
 from guestwire.eventfds import Signals, require_kick
 from guestwire.ports.base import Port
-from guestwire.ports.simple import LONGEST_MTU
-from guestwire.vhost_user.constants import ConfigFlag, ProtocolFeature
+from guestwire.vhost_user.constants import ConfigFlag
 from guestwire.vhost_user.device import RingConfiguration
 from guestwire.vhost_user.memory import MemoryRegion
 from guestwire.virtio.features import Feature
-from guestwire.virtio.net_config import NetConfig
 from guestwire.virtio.ring_errors import RingError
 from guestwire.worker import Worker
-
-FEATURES = (
-    Feature.VIRTIO_F_VERSION_1
-    | Feature.VIRTIO_F_ANY_LAYOUT
-    | Feature.VIRTIO_F_INDIRECT_DESC
-    | Feature.VIRTIO_F_EVENT_IDX
-    | Feature.VIRTIO_NET_F_MRG_RXBUF
-    | Feature.VIRTIO_NET_F_MAC
-    | Feature.VIRTIO_NET_F_STATUS
-    | Feature.VHOST_USER_F_PROTOCOL_FEATURES
-)
-PROTOCOL_FEATURES = (
-    ProtocolFeature.MQ
-    | ProtocolFeature.RARP
-    | ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.MTU
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.CONFIG
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.STATUS
-)
 
 
 def _nobody() -> int:
     """Return a descriptor that takes signals for nobody."""
     return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-
-def default_mac(name: str) -> bytes:
-    """Return a locally administered unicast address that depends only on the guest's name."""
-    return bytes([0x02]) + hashlib.sha256(name.encode()).digest()[:5]
 
 
 @dataclasses.dataclass(slots=True)
@@ -99,7 +71,6 @@ class Guest:
         self._trouble = threading.Lock()  # held while an error descriptor is looked at or changed
         self._signals = Signals()
         self._counters: Counters | None = None
-        self._mac = bytes.fromhex(config.mac.replace(":", "")) if config.mac else default_mac(config.name)
 
     def open(self) -> None:
         """Open the port and create the counter file.
@@ -135,27 +106,19 @@ class Guest:
 
     def offered_features(self) -> int:
         """Return what we, the port and the configuration can do."""
-        features = FEATURES
-        if self.port.mtu < LONGEST_MTU:
-            features |= Feature.VIRTIO_NET_F_MTU
-        if self.config.queue_pairs > 1:
-            features |= Feature.VIRTIO_NET_F_MQ
-        return int(features)
+        return int(offer.features(self.config, self.port))
 
     def offered_protocol_features(self) -> int:
         """Return the protocol features on offer."""
-        return int(PROTOCOL_FEATURES)
+        return int(offer.PROTOCOL_FEATURES)
 
     def ring_count(self) -> int:
         """Return how many rings there are."""
         return 2 * self.config.queue_pairs
 
-    def _net_config(self) -> NetConfig:
-        return NetConfig(mac=self._mac, max_queue_pairs=self.config.queue_pairs, mtu=self.port.mtu)
-
     def read_config(self, offset: int, size: int) -> bytes:
         """Return bytes of struct virtio_net_config (virtio 1.3, 5.1.4)."""
-        return self._net_config().read(offset, size)
+        return offer.net_config(self.config, self.port).read(offset, size)
 
     def write_config(self, offset: int, data: bytes, flag: ConfigFlag) -> None:
         """Refuse a change: every field is read-only for a driver; migration may write what is there."""

@@ -12,7 +12,8 @@ import pytest
 from guestwire.config import GuestConfig
 from guestwire.datapath.window import Window
 from guestwire.errors import FrontendError, HostError
-from guestwire.guest import Guest, default_mac
+from guestwire.guest import Guest
+from guestwire.offer import default_mac
 from guestwire.ports.simple import SimplePort
 from guestwire.testing import Region as SharedRegion
 from guestwire.testing import SharedMemory

@@ -163,6 +163,7 @@ def test_guests_come_and_go_without_a_trace(backend: Backend) -> None:
             guest.pair.exchange(FrameStream(), 100)
         wait_until(lambda: backend.text().count("the frontend is gone") > gone)
 
+    wait_until(lambda: backend.guest()["state"] == "listening")
     visit()
     before = backend.resources()
     for _ in range(20):

@@ -29,7 +29,7 @@ SANITIZERS := -Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_checks=true \
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test build lint debug clean setup setup-test
+.PHONY: help demo test build lint debug bench soak clean setup setup-test
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
@@ -55,6 +55,12 @@ debug: $(DEBUG_VENV)/.built ## run the unit and model tests under sanitizers, wi
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 		$(DEBUG_VENV)/bin/python -m pytest --capture=sys tests/unit tests/model
+
+bench: setup-test $(VENV)/.built ## measure guestwire beside DPDK; the result goes to benchmarks/results
+	@$(AS_ROOT) $(CURDIR)/$(BIN)/python benchmarks/loopback.py
+
+soak: setup-test $(VENV)/.built $(VENV)/.test-tools ## ten million small and a million large frames through DPDK's driver, every byte
+	@$(AS_ROOT) GUESTWIRE_SOAK=1 $(CURDIR)/$(BIN)/python -m pytest tests/peers/test_virtio_user.py
 
 clean: ## remove what was built here (fetched kernels stay, in ~/.cache/guestwire)
 	@rm -rf $(VENV) $(DEBUG_VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

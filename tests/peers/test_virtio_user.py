@@ -26,7 +26,7 @@ from peers.testpmd import Testpmd
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 SOAK = bool(os.environ.get("GUESTWIRE_SOAK"))
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if SOAK else 300)]
+pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 COUNTED = {64: 10_000_000, 1500: 1_000_000}
 VERIFIED = COUNTED if SOAK else {64: 200_000, 1500: 50_000}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,15 @@ import pytest
 
 from backend.process import Backend, another_region, wait_until
 from guestwire.host.interface import Interface
-from guestwire.testing import DRIVER_FEATURES, BufferLayout, FakeGuest, FrameStream, SharedMemory, Wire
+from guestwire.testing import (
+    DRIVER_FEATURES,
+    BufferLayout,
+    FakeGuest,
+    FrameStream,
+    SharedMemory,
+    Wire,
+    processes,
+)
 from guestwire.testing.frame_stream import ETHERTYPE
 from guestwire.virtio.features import Feature
 
@@ -173,6 +182,29 @@ def test_frames_wait_in_bounce_mode_until_the_guest_has_buffers(tmp_path: Path) 
         for frame in stream.take(500):
             on.peer.send(frame)
         assert guest.pair.receive_stream(stream, 500).received == 500
+
+
+@pytest.mark.parametrize("case", ["small buffers", "hung guest", "disabled"])
+def test_a_worker_with_nothing_to_do_sleeps(tmp_path: Path, case: str) -> None:
+    mode = "bounce" if case == "hung guest" else "direct"
+    layout = BufferLayout(length=400) if case == "small buffers" else BufferLayout()
+    with line(tmp_path, mode) as on, FakeGuest(on.backend.socket, receive_layout=layout) as guest:
+        on.to_guest(guest, FrameStream(), 1)
+        if case == "hung guest":
+            for frame in FrameStream().take(400):
+                on.peer.send(frame)
+        if case == "disabled":
+            guest.frontend.set_ring_enable(0, False)
+            guest.frontend.get_features()
+            on.peer.send(FrameStream().frame(0))
+        before = processes.cpu_seconds(on.backend.pid)
+        # Time in which nothing happens is what is tested.
+        time.sleep(2)
+        assert processes.cpu_seconds(on.backend.pid) - before < 0.1
+        if case == "hung guest":
+            guest.pair.drain()
+            while guest.pair.receive(timeout=0.5) is not None:
+                pass
 
 
 def test_auto_says_why_it_is_not_zero_copy(tmp_path: Path) -> None:

@@ -204,6 +204,27 @@ def test_a_disabled_transmit_ring_drops_and_a_disabled_receive_ring_rests(machin
     assert guest.counted()["tx"]["drops"] == {"ring_disabled": 1}
 
 
+def test_frames_for_a_disabled_receive_ring_are_dropped_and_it_goes_on_exactly(machine: Make) -> None:
+    guest = machine()
+    guest.write(SEND, bytes(12) + frame(60))
+    for i in range(3):
+        guest.rx.offer((RECEIVE + 2048 * i, 1600))
+    guest.pair.enable(rx=False, tx=True)
+    for _ in range(2):
+        guest.tx.offer((SEND, 72))
+    guest.run()
+    assert guest.tx.used() == [(0, 0), (1, 0)]
+    assert guest.rx.used() == []
+    assert guest.counted()["rx"]["drops"] == {"ring_disabled": 2}
+    guest.pair.enable(rx=True, tx=True)
+    guest.tx.offer((SEND, 72))
+    guest.run()
+    assert guest.rx.used() == [(0, 72)]
+    guest.pair.finish()
+    guest.pair.settle()
+    assert guest.rx.device.base == 1
+
+
 def test_a_running_worker_stops_when_told(machine: Make) -> None:
     guest = machine()
     worker = threading.Thread(target=guest.pair.run)

@@ -114,8 +114,9 @@ cdef uint32_t collect(worker *w) noexcept nogil:
         if count:
             split_ring_push(w.pair.rx, done, count)
             moved += count
-    call(w.pair.rx, &w.pair.counters.rx_calls)
+    # Transmit first: a driver that gets a frame back wants its transmit buffer back as well, to send it on.
     call(w.pair.tx, &w.pair.counters.tx_calls)
+    call(w.pair.rx, &w.pair.counters.rx_calls)
     return moved
 
 

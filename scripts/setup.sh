@@ -56,6 +56,7 @@ need qemu-system-x86 command -v qemu-system-x86_64
 need zstd command -v zstd # Ubuntu's kernel modules are compressed with it
 
 if [ $want_tests = yes ]; then
+    need ethtool command -v ethtool
     need dpdk-dev command -v dpdk-testpmd
 fi
 

@@ -55,7 +55,9 @@ class Connection:
         self.socket.settimeout(self.timeout)
         try:
             sent = socket.send_fds(self.socket, [data], list(fds))
-            self.socket.sendall(data[sent:])
+            # Sending nothing fails, too, if the backend has hung up meanwhile.
+            if sent < len(data):
+                self.socket.sendall(data[sent:])
         except TimeoutError:
             raise BackendError(
                 f"the backend has not read {len(data)} bytes in {self.timeout:g} s", LOOK_AT_BACKEND

@@ -7,6 +7,9 @@
 # there is something to install.
 set -euo pipefail
 
+# An ordinary user may have no way to where ip and ethtool are.
+PATH=$PATH:/usr/sbin:/sbin
+
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 offered() { [ -n "$(apt-cache show --no-all-versions "$1" 2>/dev/null)" ]; }

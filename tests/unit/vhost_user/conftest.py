@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -7,8 +8,14 @@ import pytest
 from unit.vhost_user.fakes import FakeDevice, FakeFrontend, open_descriptors
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _garbage_of_others() -> None:
+    """What earlier tests left to the garbage collector must not be closed while descriptors are counted."""
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
+def _no_descriptor_leaks(_garbage_of_others: None) -> Iterator[None]:
     """Whatever a test does to a session, no file descriptor outlives it."""
     before = open_descriptors()
     yield

@@ -18,6 +18,8 @@ from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
 
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GDRVINFO: Final = 0x00000003
+_ETHTOOL_GPFLAGS: Final = 0x00000027
+_ETH_SS_PRIV_FLAGS: Final = 2
 _INTERFACE_NAME_BYTES: Final = 16
 
 _CHECKSUM_FEATURES: Final = ("tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6")
@@ -40,6 +42,12 @@ class _DriverInformation(ctypes.Structure):
         ("eedump_len", ctypes.c_uint32),
         ("regdump_len", ctypes.c_uint32),
     )
+
+
+class _Value(ctypes.Structure):
+    """``struct ethtool_value``."""
+
+    _fields_ = (("cmd", ctypes.c_uint32), ("data", ctypes.c_uint32))
 
 
 class _InterfaceRequest(ctypes.Structure):
@@ -77,13 +85,35 @@ class Channels:
     setting: str
 
 
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Whether a feature of an interface is on, and whether ``ethtool -K`` can change that."""
+
+    active: bool
+    changeable: bool
+
+
+def request(name: str, argument: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> None:
+    """Make one ethtool request of interface ``name``.
+
+    Args:
+        name: the interface.
+        argument: begins with the command; the answer is written over it.
+
+    Raises:
+        OSError: with ``ENODEV`` if there is no such interface, ``EOPNOTSUPP`` if its driver does not
+            know the command, ``EPERM`` if it takes CAP_NET_ADMIN.
+    """
+    carrier = _InterfaceRequest(name=name.encode(), data=ctypes.addressof(argument))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCETHTOOL, carrier)
+
+
 def driver(name: str) -> Driver | None:
     """The driver of interface ``name``, or ``None`` if it does not say."""
     information = _DriverInformation(cmd=_ETHTOOL_GDRVINFO)
-    request = _InterfaceRequest(name=name.encode(), data=ctypes.addressof(information))
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            fcntl.ioctl(control, _SIOCETHTOOL, request)
+        request(name, information)
     except OSError:
         return None
     return Driver(
@@ -126,3 +156,50 @@ def transmit_checksum_offload(name: str) -> bool | None:
         if error.errno == errno.ENODEV:
             raise
         return None
+
+
+def receive_ring_size(name: str) -> int | None:
+    """How many buffers a receive queue of interface ``name`` has in its NIC (``ethtool -g``).
+
+    Returns:
+        ``None`` if the driver does not say.
+    """
+    try:
+        with closing(IoctlEthtool(name)) as ethtool:
+            return int(ethtool.get_rings().rx) or None
+    except (EthtoolError, OSError):
+        return None
+
+
+def feature(name: str, word: str) -> Feature | None:
+    """A feature of interface ``name``, such as ``rx-ntuple-filter`` (``ethtool -k``).
+
+    Returns:
+        ``None`` if the kernel does not know it, or there is no such interface.
+    """
+    try:
+        with closing(IoctlEthtool(name)) as ethtool:
+            features = ethtool.get_features()
+            if word not in features:
+                return None
+            return Feature(
+                active=bool(features.is_active(word)), changeable=bool(features.is_available(word))
+            )
+    except (EthtoolError, OSError):
+        return None
+
+
+def private_flag_active(name: str, flag: str) -> bool | None:
+    """Whether a flag of the driver's own is on (``ethtool --show-priv-flags``).
+
+    Returns:
+        ``None`` if the driver does not have it or does not say.
+    """
+    value = _Value(cmd=_ETHTOOL_GPFLAGS)
+    try:
+        with closing(IoctlEthtool(name)) as ethtool:
+            flags = ethtool.get_stringset(_ETH_SS_PRIV_FLAGS)
+        request(name, value)
+    except (EthtoolError, OSError):
+        return None
+    return bool(value.data >> flags.index(flag) & 1) if flag in flags else None

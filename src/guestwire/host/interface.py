@@ -99,6 +99,7 @@ class Interface:
         peer: the other end, if it is a veth interface.
         iommu_group_type: how the IOMMU treats its device: ``identity``, ``DMA``, ``DMA-FQ``;
             ``None`` where there is no IOMMU in the way (or no device).
+        strips_vlan_tags: whether it takes VLAN tags out of received frames, so that XDP does not see them.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Interface:
     programs: tuple[AttachedProgram, ...]
     peer: Peer | None
     iommu_group_type: str | None
+    strips_vlan_tags: bool = False
 
     @classmethod
     def open(cls, name: str) -> Interface:
@@ -170,6 +172,7 @@ class Interface:
             programs=_programs(link),
             peer=_peer(link, links) if kind == "veth" else None,
             iommu_group_type=_iommu_group_type(sysfs, driver.bus_address if driver else ""),
+            strips_vlan_tags=kind is None and _active(ethtool.feature(name, "rx-vlan-hw-parse")),
         )
 
     def require_queue(self, queue: int) -> None:
@@ -208,6 +211,10 @@ def _kind(link: Any) -> str | None:
     information = link.get_attr("IFLA_LINKINFO")
     kind: str | None = information.get_attr("IFLA_INFO_KIND") if information else None
     return kind
+
+
+def _active(feature: ethtool.Feature | None) -> bool:
+    return feature is not None and feature.active
 
 
 def _own_sysfs_directory(link: Any) -> Path | None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from socket import AF_INET6
 from typing import Any, Final, TypeVar
 
 from pyroute2 import IPRoute, netns
@@ -34,6 +35,7 @@ _NETDEV_VERSION: Final = 1
 _NETDEV_CMD_DEV_GET: Final = 1
 _NETDEV_CMD_QUEUE_GET: Final = 10
 _NETDEV_QUEUE_TYPE_RX: Final = 0
+_RT_SCOPE_LINK: Final = 253
 
 _NAMED_NAMESPACES: Final = Path("/run/netns")
 """Where iproute2 keeps a file for each network namespace that has a name."""
@@ -253,6 +255,25 @@ def default_route_interfaces() -> frozenset[int]:
         hops = [hop for entry in routes for hop in entry.get_attr("RTA_MULTIPATH") or ()]
         leaving = {entry.get_attr("RTA_OIF") for entry in routes} | {hop["oif"] for hop in hops}
         return frozenset(index for index in leaving if index)
+
+    return outside_event_loop(ask)
+
+
+def addresses(interface_index: int) -> tuple[str, ...]:
+    """The IP addresses of an interface, such as ``192.0.2.1/24``, without IPv6's of scope link.
+
+    The kernel gives an IPv6 address of scope link to every interface that is up: it does not tell
+    whether anybody means to use it.
+    """
+
+    def ask() -> tuple[str, ...]:
+        with IPRoute() as route:
+            found = [entry for entry in route.get_addr() if entry["index"] == interface_index]
+        return tuple(
+            f"{entry.get_attr('IFA_LOCAL') or entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}"
+            for entry in found
+            if not (entry["family"] == AF_INET6 and entry["scope"] == _RT_SCOPE_LINK)
+        )
 
     return outside_event_loop(ask)
 

@@ -149,14 +149,6 @@ INTERFACE = [
     (interface.check_link, {"ethernet": False}, Status.PROBLEM, "Ethernet header"),
     (interface.check_default_route, {}, Status.OK, "reachable"),
     (interface.check_default_route, {"carries_default_route": True}, Status.PROBLEM, "cut"),
-    (interface.check_steering, {}, Status.OK, "every frame"),
-    (interface.check_steering, {"receive_queues": 4}, Status.WARNING, "ethtool -L eth7 combined 1"),
-    (
-        interface.check_steering,
-        {"receive_queues": 4, "channels": None},
-        Status.WARNING,
-        "4 receive queues",
-    ),
     (interface.check_xdp_program, {}, Status.OK, "none attached"),
     (
         interface.check_xdp_program,
@@ -164,7 +156,7 @@ INTERFACE = [
         Status.PROBLEM,
         "number 2147483647, in native mode",
     ),
-    (interface.check_native_xdp, {}, Status.OK, "basic, redirect, xsk-zerocopy"),
+    (interface.check_native_xdp, {}, Status.OK, "basic, redirect, xsk-zerocopy; xdp-zc-max-segs 1"),
     (interface.check_native_xdp, {"xdp": None}, Status.WARNING, "does not say"),
     (interface.check_native_xdp, {"xdp": GENERIC_ONLY}, Status.WARNING, "generic mode"),
     (interface.check_native_xdp, {"peer": PEER}, Status.OK, "in the driver"),
@@ -306,7 +298,7 @@ def test_only_harmless_interfaces_are_bound_to(
     monkeypatch.setattr(machine, "load_and_drop", lambda: True)
     monkeypatch.setattr(checks.HostCapabilities, "read", lambda: host(capabilities=rights))
     monkeypatch.setattr(checks.Interface, "open", lambda _: nic(**changes))
-    found = checks.diagnose("eth7", 0, 3822)
+    found = checks.diagnose(checks.inspect("eth7", 0), 3822)
     assert probed == ([("eth7", 0)] if bound else [])
     (modes,) = [check for check in found if check.name == "af-xdp-modes"]
     assert ("not tried" in modes.found) == (not bound)
@@ -315,7 +307,7 @@ def test_only_harmless_interfaces_are_bound_to(
 def test_names_are_unique() -> None:
     found = [
         *machine.machine_checks(host(capabilities=frozenset())),
-        *interface.interface_checks(nic(peer=PEER), 0, 3822, None),
+        *interface.interface_checks(nic(peer=PEER), 0, 3822, None, None),
     ]
     names = [check.name for check in found]
     assert len(set(names)) == len(names)

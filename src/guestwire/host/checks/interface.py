@@ -8,30 +8,39 @@ from guestwire.errors import HostError
 from guestwire.host.af_xdp_probe import LARGEST_ZERO_COPY_MTU, AfXdpProbe
 from guestwire.host.checks.check import Check, Status
 from guestwire.host.interface import Interface
+from guestwire.host.steering import Steering, queue_names
 from guestwire.host.xdp_program import occupied_error, peer_queues_remedy
 
 
 def interface_checks(
-    interface: Interface, queue: int, largest_mtu: int, probe: AfXdpProbe | None
+    interface: Interface,
+    queue: int,
+    largest_mtu: int,
+    probe: AfXdpProbe | None,
+    steering: Steering | None,
+    queue_pairs: int = 1,
 ) -> Iterator[Check]:
     """All checks of one interface.
 
     Args:
         interface: which one.
-        queue: the receive queue that is meant for a guest.
+        queue: the first receive queue that is meant for a guest.
         largest_mtu: the largest MTU that a port accepts in any mode, in bytes.
         probe: what binding to that queue showed; ``None`` if it was not tried.
+        steering: how frames reach its queues; ``None`` if that could not be read.
+        queue_pairs: how many queues are meant for the guest.
     """
     yield check_link(interface)
     yield check_default_route(interface)
     yield check_queue(interface, queue)
-    yield check_steering(interface)
+    yield check_steering(interface.name, steering, range(queue, queue + queue_pairs))
     yield check_mtu(interface, largest_mtu)
     yield check_xdp_program(interface)
     yield check_native_xdp(interface)
     yield check_af_xdp_modes(interface, probe)
     yield check_iommu(interface)
     yield check_checksum(interface)
+    yield check_vlan(interface)
 
 
 def check_link(interface: Interface) -> Check:
@@ -88,18 +97,44 @@ def check_queue(interface: Interface, queue: int) -> Check:
     return Check("queue", Status.OK, f"{found}, {interface.transmit_queues} transmit", "it can be bound")
 
 
-def check_steering(interface: Interface) -> Check:
-    """Whether all frames arrive on the queue that is bound."""
-    name = interface.name
-    if interface.receive_queues == 1:
-        return Check("steering", Status.OK, "one receive queue", "it gets every frame")
-    setting = interface.channels.setting if interface.channels else "combined"
+def check_steering(name: str, steering: Steering | None, queues: range) -> Check:
+    """Whether the frames that reach a guest's queues are all the guest's.
+
+    Args:
+        name: the interface.
+        steering: how frames reach its queues; ``None`` if that could not be read.
+        queues: those that are meant for the guest.
+    """
+    check, guest = "steering", queue_names(queues)
+    if steering is None:
+        return Check(
+            check,
+            Status.WARNING,
+            "the driver does not say what flow rules it has",
+            f"whose frames reach {guest} is not known, so mode zero-copy is refused there",
+            f"ethtool -n {name}",
+        )
+    if why := steering.why_shared(queues):
+        return Check(
+            check,
+            Status.WARNING,
+            why,
+            "a frame for somebody else would lie in the guest's memory, so mode zero-copy is refused there",
+            steering.remedy(queues),
+        )
+    if steering.receives_all(queues):
+        return Check(check, Status.OK, f"all frames go to {guest}", "it gets every frame")
+    if rules := steering.rules_to(queues):
+        found = ", ".join(f"{rule.location}" + (f" ({rule.mac})" if rule.mac else "") for rule in rules)
+        return Check(
+            check, Status.OK, f"only flow rules lead to {guest}: {found}", "the guest gets their frames alone"
+        )
     return Check(
-        "steering",
+        check,
         Status.WARNING,
-        f"{interface.receive_queues} receive queues",
-        "frames that the NIC puts on other queues go to this host, not to the guest",
-        f"ethtool -L {name} {setting} 1, or steer with ethtool -X {name} or ethtool -N {name}",
+        f"nothing leads to {guest}: neither RSS nor a flow rule",
+        "no frame reaches the guest",
+        steering.remedy(queues),
     )
 
 
@@ -150,17 +185,38 @@ def check_native_xdp(interface: Interface) -> Check:
             f"driver {interface.driver or 'unknown'} announces none",
             "the program runs in generic mode: slower, and without zero copy",
         )
-    peer = interface.peer
-    if peer and peer.transmit_queues and peer.transmit_queues > interface.receive_queues:
+    if refused := _peer_queues(interface):
         return Check(
             name,
             Status.WARNING,
-            f"refused: peer {peer.name} sends on {peer.transmit_queues} queues, "
-            f"{interface.name} receives on {interface.receive_queues}",
+            f"refused: {refused}",
             "the program runs in generic mode: slower",
             peer_queues_remedy(interface),
         )
-    return Check(name, Status.OK, ", ".join(interface.xdp.names), "the program runs in the driver")
+    found = ", ".join(interface.xdp.names)
+    if interface.xdp.zero_copy:
+        found += f"; xdp-zc-max-segs {interface.xdp.zero_copy_segments}"
+    return Check(name, Status.OK, found, "the program runs in the driver")
+
+
+def generic_reason(interface: Interface) -> str:
+    """Say why the XDP program will run in generic mode; empty if it will not, or that cannot be known yet."""
+    if interface.xdp is None:
+        return ""
+    if not interface.xdp.native:
+        return f"driver {interface.driver or 'unknown'} announces none"
+    return _peer_queues(interface)
+
+
+def _peer_queues(interface: Interface) -> str:
+    """Say that a veth receives on too few queues for native XDP; empty if it does not."""
+    peer = interface.peer
+    if peer is None or not peer.transmit_queues or peer.transmit_queues <= interface.receive_queues:
+        return ""
+    return (
+        f"peer {peer.name} sends on {peer.transmit_queues} queues, {interface.name} receives on "
+        f"{interface.receive_queues}"
+    )
 
 
 def check_af_xdp_modes(interface: Interface, probe: AfXdpProbe | None) -> Check:
@@ -254,3 +310,17 @@ def check_checksum(interface: Interface) -> Check:
             remedy,
         )
     return Check(name, Status.OK, f"peer {peer.name} computes checksums", "the guest accepts its frames")
+
+
+def check_vlan(interface: Interface) -> Check:
+    """Whether received frames keep their VLAN tags."""
+    name = "vlan"
+    if not interface.strips_vlan_tags:
+        return Check(name, Status.OK, "tags stay in the frames", "guests can use VLANs")
+    return Check(
+        name,
+        Status.WARNING,
+        "the NIC takes the tags out of received frames",
+        "a frame of a VLAN reaches the guest as if it had none, since AF_XDP has no place to say so",
+        f"ethtool -K {interface.name} rxvlan off",
+    )

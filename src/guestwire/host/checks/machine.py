@@ -8,13 +8,13 @@ from typing import Final
 from guestwire.errors import HostError
 from guestwire.host.capabilities import AfXdpSupport, HostCapabilities
 from guestwire.host.checks.check import Check, Status
+from guestwire.host.pinned_memory import locked_memory_limit
 from guestwire.host.privileges import Capability, permission_error
 from guestwire.host.xdp_program import MINIMUM_KERNEL, REQUIRED_CAPABILITIES, load_and_drop
+from guestwire.sizes import format_size
 
 XDP_PORT_CAPABILITIES: Final = REQUIRED_CAPABILITIES | {Capability.CAP_NET_RAW}
 """What an ``xdp`` port takes: the program, and a socket of family AF_XDP."""
-
-_MEBIBYTE: Final = 1 << 20
 
 # Policies under which a memfd that asks for it (MADV_HUGEPAGE, as QEMU does) gets huge pages.
 _SHMEM_POLICIES_WITH_HUGE_PAGES: Final = frozenset({"always", "within_size", "advise", "force"})
@@ -106,14 +106,14 @@ def check_bpf(host: HostCapabilities) -> Check:
 def check_memory_lock(host: HostCapabilities) -> Check:
     """Whether guest memory can be registered with AF_XDP, which pins all of it."""
     name = "memory-lock"
-    if Capability.CAP_IPC_LOCK in host.capabilities and host.initial_user_namespace:
-        return Check(name, Status.OK, "no limit (CAP_IPC_LOCK)", "guest memory can be registered")
-    if host.memory_lock_bytes is None:
-        return Check(name, Status.OK, "no limit", "guest memory can be registered")
+    limit = locked_memory_limit(host)
+    if limit is None:
+        found = "no limit" if host.memory_lock_bytes is None else "no limit (CAP_IPC_LOCK)"
+        return Check(name, Status.OK, found, "guest memory can be registered")
     return Check(
         name,
         Status.WARNING,
-        f"{host.memory_lock_bytes / _MEBIBYTE:g} MiB for all processes of this user",
+        f"{format_size(limit)} for all processes of this user",
         "modes zero-copy and direct pin all memory of a guest; without that only bounce is left",
         "grant CAP_IPC_LOCK, or set LimitMEMLOCK=infinity (systemd) or `ulimit -l unlimited`",
     )
@@ -124,7 +124,7 @@ def check_hugepages(host: HostCapabilities) -> Check:
     pools = [pool for pool in host.hugepages if pool.total]
     if pools:
         found = ", ".join(
-            f"{pool.free} of {pool.total} pages of {pool.page_bytes // _MEBIBYTE} MiB free" for pool in pools
+            f"{pool.free} of {pool.total} pages of {format_size(pool.page_bytes)} free" for pool in pools
         )
         return Check("hugepages", Status.OK, found, "guests on them can have every frame in zero copy")
     return Check(

@@ -16,7 +16,8 @@ from guestwire.datapath.counters import (
     WORKER_COUNTERS,
 )
 
-_DIRECTION = struct.Struct("<5Q8Q8Q")  # struct direction_counters of datapath/counters.pxd
+_REASONS = 12
+_DIRECTION = struct.Struct(f"<5Q{_REASONS}Q{_REASONS}Q")  # struct direction_counters of datapath/counters.pxd
 _WORKER = struct.Struct(f"<{len(WORKER_COUNTERS)}Q")
 
 
@@ -48,8 +49,8 @@ def _direction(data: bytes, offset: int) -> DirectionCounters:
         zero_copy_frames=zero_copy,
         direct_frames=direct,
         copied_bytes=copied,
-        copied_frames={n: v for n, v in zip(COPY_REASONS, reasons[:8], strict=False) if v},
-        drops={n: v for n, v in zip(DROP_REASONS, reasons[8:], strict=False) if v},
+        copied_frames={n: v for n, v in zip(COPY_REASONS, reasons[:_REASONS], strict=False) if v},
+        drops={n: v for n, v in zip(DROP_REASONS, reasons[_REASONS:], strict=False) if v},
     )
 
 

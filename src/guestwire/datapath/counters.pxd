@@ -10,7 +10,9 @@ cdef enum:
     COPY_SCATTERED = 3          # more pieces than a multi-buffer frame may have, or none allowed
     COPY_BAD_PLACE = 4          # the kernel put the frame elsewhere than asked
     COPY_PAGE_CROSSING = 5      # a device does not see it in one piece
-    COPY_REASON_COUNT = 6
+    COPY_FEW_BUFFERS = 6        # the guest offered fewer buffers than the NIC must always have
+    COPY_HEADER_POLICY = 7      # headers are sent from our own memory, and the frame cannot be taken apart
+    COPY_REASON_COUNT = 8
 
 # Why a frame was dropped. Names: DROP_REASONS in counters.pyx.
 cdef enum:
@@ -21,7 +23,9 @@ cdef enum:
     DROP_NOT_NEGOTIATED = 4     # an offload that was not negotiated
     DROP_PORT = 5               # the port has nowhere to send it: null
     DROP_UNEXPECTED_PLACE = 6   # an arrival for a buffer that the kernel does not own
-    DROP_REASON_COUNT = 7
+    DROP_SOURCE_ADDRESS = 7     # sent from another address than the guest's
+    DROP_UNSENT = 8             # still waiting to be sent when the port was closed
+    DROP_REASON_COUNT = 9
 
 cdef struct direction_counters:
     uint64_t frames
@@ -29,8 +33,8 @@ cdef struct direction_counters:
     uint64_t zero_copy_frames   # placed by the NIC in the guest's buffer, or taken from it
     uint64_t direct_frames      # the same by the kernel, with its one copy
     uint64_t copied_bytes
-    uint64_t copied_frames[8]
-    uint64_t drops[8]
+    uint64_t copied_frames[12]
+    uint64_t drops[12]
 
 cdef struct pair_counters:
     direction_counters rx

@@ -15,6 +15,7 @@ from guestwire.datapath.split_ring cimport burst, chain
 
 cdef enum:
     ETHERNET_HEADER = 14
+    NET_HEADER = 12             # virtio_net_hdr; 10 without num_buffers
     NEEDS_CSUM = 1              # VIRTIO_NET_HDR_F_NEEDS_CSUM
     GOOD_FRAME = -1
     DELIVER_LATER = 0           # not enough buffers yet
@@ -29,7 +30,10 @@ cdef inline void write_net_header(uint8_t *at, uint16_t size, uint16_t num_buffe
     cdef uint64_t zero = 0
     cdef uint32_t tail = <uint32_t>num_buffers << 16
     memcpy(at, &zero, 8)
-    memcpy(at + 8, &tail, size - 8)
+    if size == NET_HEADER:
+        memcpy(at + 8, &tail, 4)
+    else:
+        memcpy(at + 8, &zero, 2)
 
 cdef inline int check_sent_frame(
     const pair_context *pair, const burst *b, const chain *c, uint32_t most

@@ -75,8 +75,16 @@ cdef struct split_ring:
     uint64_t calls
     bint call_owed              # the driver wants a call, and there is no descriptor to give it
 
+cdef inline uint32_t ring_broken(
+    split_ring *ring, uint32_t error, uint32_t head, uint64_t value
+) noexcept nogil:
+    """Stop the ring for good at the first broken rule; returns `error`."""
+    ring.error = error
+    ring.error_head = head
+    ring.error_value = value
+    return error
+
 cdef uint32_t split_ring_pop(split_ring *ring, burst *b, uint32_t most) noexcept nogil
-cdef uint32_t split_ring_read_chain(split_ring *ring, uint16_t head, burst *b, chain *c) noexcept nogil
 cdef void split_ring_push(split_ring *ring, const used_element *elements, uint32_t count) noexcept nogil
 cdef bint split_ring_publish(split_ring *ring) noexcept nogil
 cdef void split_ring_call(split_ring *ring) noexcept nogil

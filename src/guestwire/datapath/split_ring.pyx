@@ -1,12 +1,9 @@
 # cython: language_level=3
 """The device side of one split virtqueue (virtio 1.3, 2.7).
 
-The driver owns the descriptor table and the available ring, we own the used ring. Each descriptor is
-read once into locals, checked, and only the result is kept; the order of the checks is that of
-guestwire.virtio.ring_errors. The first broken rule stops the ring for good: ``error`` is set, and what
-was popped before it remains valid.
+The driver owns the descriptor table and the available ring, we own the used ring. The first broken rule
+stops the ring for good: ``error`` is set, and what was popped before it remains valid.
 """
-
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -15,8 +12,6 @@ from posix.unistd cimport write
 
 from guestwire.datapath.abi cimport (
     AVAILABLE_F_NO_INTERRUPT,
-    DESCRIPTOR_F_INDIRECT,
-    DESCRIPTOR_F_NEXT,
     DESCRIPTOR_F_WRITE,
     USED_F_NO_NOTIFY,
     split_available,
@@ -28,117 +23,11 @@ from guestwire.datapath.atomics cimport (
     fence_seq_cst,
     load_acquire_u16,
     load_relaxed_u16,
-    load_relaxed_u64,
     store_relaxed_u16,
     store_release_u16,
 )
-from guestwire.datapath.window cimport Window, window_translate
-
-
-cdef inline split_descriptor read_descriptor(const split_descriptor *d) noexcept nogil:
-    """Read a descriptor once: two loads, so that the driver cannot change a field between two uses."""
-    cdef const uint64_t *words = <const uint64_t *>d
-    cdef uint64_t low = load_relaxed_u64(&words[0])
-    cdef uint64_t high = load_relaxed_u64(&words[1])
-    cdef split_descriptor copy
-    copy.address = low
-    copy.length = <uint32_t>high
-    copy.flags = <uint16_t>(high >> 32)
-    copy.next = <uint16_t>(high >> 48)
-    return copy
-
-
-cdef inline uint32_t fail(split_ring *ring, uint32_t error, uint32_t head, uint64_t value) noexcept nogil:
-    ring.error = error
-    ring.error_head = head
-    ring.error_value = value
-    return error
-
-
-cdef enum:
-    BURST_FULL = 0xFFFF         # not the driver's fault: the next burst has room for the chain
-
-
-cdef inline uint32_t read_buffer(
-    split_ring *ring, uint16_t head, const split_descriptor *d, burst *b, chain *c
-) noexcept nogil:
-    """Check one buffer descriptor and append it to the chain."""
-    cdef uint64_t offset
-    cdef segment *s
-    if c.segment_count >= ring.size or c.segment_count >= BURST_SEGMENTS:
-        return fail(ring, CHAIN_TOO_LONG, head, c.segment_count)
-    if c.first_segment + c.segment_count >= BURST_SEGMENTS:
-        return BURST_FULL
-    if d.flags & DESCRIPTOR_F_WRITE != ring.direction:
-        return fail(ring, DIRECTION, head, d.flags)
-    if d.length == 0:
-        return fail(ring, ZERO_LENGTH, head, d.address)
-    offset = window_translate(ring.window, &ring.region_hint, d.address, d.length)
-    if offset == 0:
-        return fail(ring, ADDRESS_OUTSIDE_MEMORY, head, d.address)
-    if c.length + d.length < c.length:
-        return fail(ring, CHAIN_TOO_LARGE, head, d.length)
-    s = &b.segments[c.first_segment + c.segment_count]
-    s.offset = offset
-    s.length = d.length
-    c.segment_count += 1
-    c.length += d.length
-    return RING_OK
-
-
-cdef uint32_t read_table(
-    split_ring *ring, uint16_t head, const split_descriptor *table, uint32_t entries,
-    uint32_t index, bint nested, burst *b, chain *c
-) noexcept nogil:
-    """Follow a chain through `table` from `index`; one level of recursion for an indirect table.
-
-    It ends: each step appends a buffer, and read_buffer refuses more buffers than the queue size.
-    """
-    cdef split_descriptor d
-    cdef uint64_t offset
-    cdef uint32_t error
-    while True:
-        d = read_descriptor(&table[index])
-        if d.flags & DESCRIPTOR_F_INDIRECT:
-            if not ring.indirect:
-                return fail(ring, INDIRECT_NOT_NEGOTIATED, head, index)
-            if nested:
-                return fail(ring, INDIRECT_NESTED, head, index)
-            if d.flags & DESCRIPTOR_F_NEXT:
-                return fail(ring, INDIRECT_WITH_NEXT, head, index)
-            if d.length == 0 or d.length % sizeof(split_descriptor):
-                return fail(ring, INDIRECT_LENGTH, head, d.length)
-            offset = window_translate(ring.window, &ring.region_hint, d.address, d.length)
-            if offset == 0:
-                return fail(ring, ADDRESS_OUTSIDE_MEMORY, head, d.address)
-            return read_table(
-                ring, head, <const split_descriptor *>(ring.window.base + offset),
-                d.length // sizeof(split_descriptor), 0, True, b, c)
-        error = read_buffer(ring, head, &d, b, c)
-        if error:
-            return error
-        if not d.flags & DESCRIPTOR_F_NEXT:
-            return RING_OK
-        if d.next >= entries:
-            return fail(ring, NEXT_OUT_OF_RANGE, head, d.next)
-        index = d.next
-
-
-cdef uint32_t split_ring_read_chain(split_ring *ring, uint16_t head, burst *b, chain *c) noexcept nogil:
-    """Read and check the chain at `head` into `c`, its segments behind those in `b`.
-
-    Returns RING_OK, BURST_FULL, or the RingError, which is then the ring's as well.
-    """
-    cdef uint32_t error
-    c.head = head
-    c.length = 0
-    c.segment_count = 0
-    c.first_segment = b.segment_end
-    error = read_table(ring, head, ring.descriptors, ring.size, head, False, b, c)
-    if error == RING_OK:
-        c.offset = b.segments[c.first_segment].offset
-        c.first_length = b.segments[c.first_segment].length
-    return error
+from guestwire.datapath.chains cimport read_chains
+from guestwire.datapath.window cimport Window
 
 
 cdef inline void make_room(burst *b) noexcept nogil:
@@ -165,11 +54,8 @@ cdef uint32_t split_ring_pop(split_ring *ring, burst *b, uint32_t most) noexcept
 
     Returns how many were taken. At a broken rule it stops there and sets the ring's error.
     """
-    cdef uint16_t available, head, position
-    cdef uint32_t waiting, i
-    cdef split_descriptor d
-    cdef uint64_t offset
-    cdef chain *c
+    cdef uint16_t available
+    cdef uint32_t waiting, taken
     if ring.error:
         return 0
     # Acquire: the entries and descriptors below are read after the index that announces them; pairs
@@ -179,54 +65,31 @@ cdef uint32_t split_ring_pop(split_ring *ring, burst *b, uint32_t most) noexcept
     if waiting == 0:
         return 0
     if waiting > ring.size:
-        fail(ring, AVAILABLE_INDEX, ring.last_available, available)
+        ring_broken(ring, AVAILABLE_INDEX, ring.last_available, available)
         return 0
     make_room(b)
     if waiting > most:
         waiting = most
     if waiting > BURST_CHAINS - b.end:
         waiting = BURST_CHAINS - b.end
-    for i in range(waiting):
-        position = ring.last_available & ring.mask
-        head = load_relaxed_u16(&ring.available.ring[position])
-        if head >= ring.size:
-            fail(ring, HEAD_OUT_OF_RANGE, head, position)
-            return i
-        if ring.in_flight[head]:
-            fail(ring, HEAD_IN_FLIGHT, head, position)
-            return i
-        c = &b.chains[b.end]
-        d = read_descriptor(&ring.descriptors[head])
-        offset = 0
-        if d.flags == ring.direction and d.length and b.segment_end < BURST_SEGMENTS:
-            offset = window_translate(ring.window, &ring.region_hint, d.address, d.length)
-        if offset:
-            # The common chain is one buffer: read it here, without the walk.
-            c.head = head
-            c.offset = offset
-            c.first_length = d.length
-            c.length = d.length
-            c.segment_count = 1
-            c.first_segment = b.segment_end
-            b.segments[b.segment_end].offset = offset
-            b.segments[b.segment_end].length = d.length
-        elif split_ring_read_chain(ring, head, b, c):
-            return i
-        b.segment_end += c.segment_count
-        b.end += 1
-        ring.in_flight[head] = 1
-        ring.in_flight_count += 1
-        ring.last_available += 1
-    return waiting
+    taken = read_chains(ring, b, waiting)
+    b.end += taken
+    ring.in_flight_count += taken
+    ring.last_available += taken
+    return taken
 
 
 cdef void split_ring_push(split_ring *ring, const used_element *elements, uint32_t count) noexcept nogil:
     """Write used elements; the driver sees them at the next split_ring_publish."""
+    cdef used_element *used = ring.used.ring
+    cdef uint8_t *in_flight = ring.in_flight
+    cdef uint32_t mask = ring.mask
+    cdef uint32_t next_used = ring.next_used
     cdef uint32_t i
     for i in range(count):
-        ring.used.ring[ring.next_used & ring.mask] = elements[i]
-        ring.in_flight[elements[i].id] = 0
-        ring.next_used += 1
+        used[(next_used + i) & mask] = elements[i]
+        in_flight[elements[i].id] = 0
+    ring.next_used += count
     ring.in_flight_count -= count
 
 

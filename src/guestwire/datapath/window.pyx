@@ -197,7 +197,7 @@ def _place(regions):
         first = file_offset // page * page
         last = -(-(file_offset + size) // page) * page
         alignment = max(page, HUGE_PAGE) if last - first >= HUGE_PAGE else page
-        start = end + (first - end) % alignment
+        start = end + (first + GUARD_BYTES - end) % alignment
         placed.append((guest, user, size, fd, first, start, last - first, start + file_offset - first, page))
         end = start + last - first
     if end > _MOST_BYTES:
@@ -226,8 +226,8 @@ cdef class Window:
         self.w.bounce_offset = end
         self.w.bounce_frames = bounce_frames
         self.w.size = end + bounce_frames * FRAME_BYTES
-        # Window base + GUARD_BYTES need no alignment of their own: `start` is congruent to the file
-        # offset, so the base must be a multiple of the largest page, hugetlbfs's 1 GiB included.
+        # A region's `start` is congruent to its file offset plus the guard, so what follows the guard must
+        # lie at a multiple of the largest page, hugetlbfs's 1 GiB included.
         largest = max(HUGE_PAGE, max(_page_size(fd) for _, _, _, fd, _ in regions))
         self.reservation_size = self.w.size + largest
         self.reservation = <uint8_t *>mmap(
@@ -237,7 +237,7 @@ cdef class Window:
             self.reservation = NULL
             raise OSError(errno, f"cannot reserve {self.reservation_size:#x} bytes of address space: "
                                  + os.strerror(errno))
-        self.w.base = self.reservation + (-<uintptr_t>self.reservation) % <uint64_t>largest
+        self.w.base = self.reservation + (-<uintptr_t>self.reservation - GUARD_BYTES) % <uint64_t>largest
         try:
             self._map(placed)
             watch_window(&self.w)
@@ -286,24 +286,6 @@ cdef class Window:
     def bounce_offset(self):
         """Where the bounce frames begin, as an offset in the window."""
         return self.w.bounce_offset
-
-    def find_contiguous_pages(self):
-        """Find out which neighbouring pages a device sees in one piece: needed before zero-copy mode.
-
-        Known without looking: the inside of a huge page is one piece.
-        """
-        cdef uint32_t i
-        cdef uint64_t page
-        cdef mapping *m
-        if self.w.joined != NULL:
-            return
-        self.w.joined = <uint8_t *>calloc(self.w.size // SMALL_PAGE + 1, 1)
-        if self.w.joined == NULL:
-            raise MemoryError
-        for i in range(self.w.mapping_count):
-            m = &self.w.mappings[i]
-            for page in range(m.start // SMALL_PAGE, (m.start + m.length) // SMALL_PAGE):
-                self.w.joined[page] = (page + 1) * SMALL_PAGE % m.page != 0
 
     @property
     def fault(self):

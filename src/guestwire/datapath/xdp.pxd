@@ -16,6 +16,8 @@ cdef enum:
     NO_HEAD = 0xFFFF            # a bounce frame for whichever chain comes next
     GUEST_BUFFER = 0xFFFFFFFF   # not a bounce frame
     SEND_RESERVE = 64           # bounce frames that receiving leaves for sending
+    HEADER_COPY = 128           # bytes of a frame that hold all headers anybody looks at
+    SOURCE_ADDRESS = 6          # where it is in an Ethernet header
     WAKES_A_BURST = 4           # the kernel sends 32 frames a call in copy mode
     DRAIN_NS = 100000000        # the longest wait for frames on their way out
     COPY_NOT = 0xFF             # beside the reasons: no copy
@@ -43,8 +45,12 @@ cdef struct xdp_port:
     uint32_t room_needed        # bytes a guest buffer must have behind the header
     uint32_t longest_frame
     uint32_t most_pieces        # descriptors a sent frame may have
+    uint32_t reserve            # buffers that the kernel must have at least, whoever's they are
     bint guest_memory           # the guest's memory is registered: direct or zero-copy
     bint zero_copy
+    bint copy_headers           # send the first HEADER_COPY bytes from memory of our own
+    bint check_source           # only frames from `source` are sent
+    uint8_t source[6]
     bint closed
     # Receive.
     posted_buffer *posted
@@ -59,6 +65,7 @@ cdef struct xdp_port:
     burst *scratch              # for reading a chain a second time
     # Transmit.
     uint8_t *pieces_left        # by head: descriptors the kernel still has
+    uint8_t *frames_out         # by number of the bounce frame: the kernel sends from it
     uint32_t descriptors_out
     uint32_t sent
     used_element sent_elements[BURST_CHAINS]

@@ -6,15 +6,14 @@ class XdpPort(Port):
         self,
         socket: XdpSocket,
         *,
-        umem_offset: int,
         bounce_offset: int,
         bounce_frames: int,
-        guest_memory: bool,
-        chunk: int,
-        headroom: int,
         room_needed: int,
         longest_frame: int,
-        multi_buffer: bool,
+        most_pieces: int,
+        reserve: int = 0,
+        copy_headers: bool = False,
+        source: bytes | None = None,
     ) -> None: ...
     @property
     def held(self) -> tuple[int, int, int]: ...

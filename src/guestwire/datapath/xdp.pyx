@@ -15,14 +15,14 @@ cdef class XdpPort(Port):
 
     Args:
         socket: the socket, bound; closed by this port.
-        umem_offset: where in the window the registered memory begins.
         bounce_offset, bounce_frames: this pair's share of the window's bounce frames.
-        guest_memory: the whole window is registered, not only the bounce frames.
-        chunk, headroom: as the socket's memory was registered.
         room_needed: bytes behind the virtio_net_hdr that a guest's buffer must have to be posted itself:
             all that the kernel or the NIC may write.
         longest_frame: bytes of the longest frame that the interface sends or receives.
-        multi_buffer: a sent frame may have several descriptors.
+        most_pieces: descriptors that a sent frame may have, 1 to 17.
+        reserve: how many buffers the kernel must have at any time, for drivers that misbehave with fewer.
+        copy_headers: send a frame's first 128 bytes from our own memory.
+        source: the only address, of 6 bytes, that the guest may send from; needs `copy_headers`. None: any.
     """
 
     def __cinit__(self):
@@ -36,26 +36,35 @@ cdef class XdpPort(Port):
         x.base.tx_poll = xdp_tx_poll
         x.base.drain = xdp_drain
 
-    def __init__(self, XdpSocket socket, *, umem_offset, bounce_offset, bounce_frames, guest_memory, chunk,
-                 headroom, room_needed, longest_frame, multi_buffer):
+    def __init__(self, XdpSocket socket, *, bounce_offset, bounce_frames, room_needed, longest_frame,
+                 most_pieces, reserve=0, copy_headers=False, source=None):
         cdef xdp_port *x = <xdp_port *>self.port
         cdef uint32_t i
+        if not 1 <= most_pieces <= MOST_PIECES:
+            raise ValueError(f"a frame of up to {most_pieces} descriptors: 1 to {MOST_PIECES} are possible")
+        if source is not None and (len(source) != sizeof(x.source) or not copy_headers):
+            raise ValueError("a source has 6 bytes, and is checked in a copied header")
         self.socket = socket
         x.base.fd = socket.fd
         x.fill, x.completion = &socket.fill, &socket.completion
         x.rx, x.tx = &socket.rx, &socket.tx
-        x.guest_memory, x.zero_copy, x.chunk = guest_memory, socket.zero_copy, chunk
-        x.umem = umem_offset
+        x.guest_memory, x.zero_copy, x.chunk = socket.guest_memory, socket.zero_copy, socket.chunk
+        x.umem = socket.umem_offset
         x.bounce = bounce_offset - x.umem
-        x.before_frame = KERNEL_HEADROOM + headroom
+        x.before_frame = KERNEL_HEADROOM + socket.headroom
         x.room_needed, x.longest_frame = room_needed, longest_frame
-        x.most_pieces = MOST_PIECES if multi_buffer else 1
+        x.most_pieces, x.reserve = most_pieces, reserve
+        x.copy_headers, x.check_source = copy_headers, source is not None
+        for i, octet in enumerate(source or b""):
+            x.source[i] = octet
         x.posted_mask = socket.fill.size - 1
         x.posted = <posted_buffer *>calloc(socket.fill.size, sizeof(posted_buffer))
         x.pieces_left = <uint8_t *>calloc(1 << 16, 1)
+        x.frames_out = <uint8_t *>calloc(bounce_frames, 1)
         x.free_frames = <uint32_t *>calloc(bounce_frames, sizeof(uint32_t))
         x.scratch = <burst *>calloc(1, sizeof(burst))
-        if x.posted == NULL or x.pieces_left == NULL or x.free_frames == NULL or x.scratch == NULL:
+        if (x.posted == NULL or x.pieces_left == NULL or x.frames_out == NULL or x.free_frames == NULL
+                or x.scratch == NULL):
             raise MemoryError
         for i in range(bounce_frames):
             x.free_frames[i] = i
@@ -78,6 +87,7 @@ cdef class XdpPort(Port):
         if x != NULL:
             free(x.posted)
             free(x.pieces_left)
+            free(x.frames_out)
             free(x.free_frames)
             free(x.scratch)
             free(x)

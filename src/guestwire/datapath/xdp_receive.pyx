@@ -5,6 +5,10 @@ A buffer that can hold the largest frame in one piece goes to the kernel itself:
 ``256 + headroom`` bytes before the place where the frame shall be, just behind the virtio_net_hdr. For any
 other buffer the kernel gets a bounce frame, and the frame is copied when it arrives. ``posted`` lists what
 the kernel has, in the order it got it; an arrival for anything else is not believed.
+
+Some drivers misbehave when the fill ring runs dry. For them the kernel gets spare bounce frames whenever the
+guest's own buffers are fewer than the ``reserve``; while any are out, as many of the guest's buffers wait for
+what arrives in them.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -15,11 +19,13 @@ cdef extern from "<sys/socket.h>" nogil:
     const int MSG_DONTWAIT
 
 from guestwire.datapath.abi cimport used_element, xdp_desc
-from guestwire.datapath.atomics cimport load_acquire_u32
+from guestwire.datapath.atomics cimport load_acquire_u32, load_relaxed_u16
+from guestwire.datapath.chains cimport read_chain
 from guestwire.datapath.counters cimport (
     COPY_BAD_PLACE,
     COPY_BOUNCE_MODE,
     COPY_BUFFER_TOO_SMALL,
+    COPY_FEW_BUFFERS,
     COPY_PAGE_CROSSING,
     DROP_NO_BUFFERS,
     DROP_TOO_LONG,
@@ -28,8 +34,14 @@ from guestwire.datapath.counters cimport (
 )
 from guestwire.datapath.frames cimport DELIVER_NEVER, deliver, fill_chain, piece, write_net_header
 from guestwire.datapath.port cimport pair_context, port_interface
-from guestwire.datapath.split_ring cimport BURST_CHAINS, RING_OK, burst, chain, split_ring_read_chain
-from guestwire.datapath.window cimport window_contiguous
+from guestwire.datapath.split_ring cimport (
+    BURST_CHAINS,
+    RING_OK,
+    burst,
+    chain,
+    split_ring,
+)
+from guestwire.datapath.window cimport FRAME_BYTES, window_contiguous
 from guestwire.datapath.xdp cimport (
     ARRIVED,
     COPY_NOT,
@@ -71,21 +83,21 @@ cdef inline void post(
         x.chains_posted += 1
 
 
-cdef bint place_for_frame(
+cdef inline bint place_for_frame(
     const pair_context *pair, const burst *b, const chain *c, uint32_t needed,
     uint64_t *header, uint64_t *data
 ) noexcept nogil:
     """Find where header and frame go if `needed` bytes lie in one piece behind a header in one piece."""
     cdef uint32_t size = pair.header_size
-    cdef uint32_t i = c.first_segment
     header[0] = c.offset
-    if c.first_length > size:
-        data[0] = c.offset + size
-        return c.first_length - size >= needed
-    if c.first_length < size or c.segment_count == 1:
+    data[0] = c.offset + size
+    if c.first_length >= size + needed:
+        return True
+    # A buffer for the header, and one for the frame.
+    if c.first_length != size or c.segment_count == 1:
         return False
-    data[0] = b.segments[i + 1].offset
-    return b.segments[i + 1].length >= needed
+    data[0] = b.segments[c.first_segment + 1].offset
+    return b.segments[c.first_segment + 1].length >= needed
 
 
 cdef inline void post_frame(xdp_port *x, uint16_t head, uint8_t reason) noexcept nogil:
@@ -93,13 +105,19 @@ cdef inline void post_frame(xdp_port *x, uint16_t head, uint8_t reason) noexcept
     post(x, frame_address(x, x.free_frames[x.free_count]), 0, x.free_frames[x.free_count], head, reason)
 
 
-cdef void post_spare_frames(xdp_port *x, uint32_t space, uint32_t most, uint8_t reason) noexcept nogil:
+cdef inline uint32_t post_space(xdp_port *x) noexcept nogil:
+    return min(x.posted_mask + 1 - (x.posted_end - x.posted_first), ring_space(x.fill, BURST_CHAINS))
+
+
+cdef void post_spare_frames(xdp_port *x, uint32_t most, uint8_t reason) noexcept nogil:
+    """Post bounce frames that belong to no chain, until the kernel has `most` of them."""
+    cdef uint32_t space = post_space(x)
     while space and x.free_count > SEND_RESERVE and x.spare_posted < most:
         post_frame(x, NO_HEAD, reason)
         space -= 1
 
 
-cdef uint8_t obstacle_to_dma(const xdp_port *x, uint64_t header, uint64_t data) noexcept nogil:
+cdef inline uint8_t obstacle_to_dma(const xdp_port *x, uint64_t header, uint64_t data) noexcept nogil:
     """Say why a NIC must not write to this place, or COPY_NOT.
 
     A virtio_net host NIC writes 12 bytes of its own right before the frame: they must be the header's.
@@ -112,20 +130,29 @@ cdef uint8_t obstacle_to_dma(const xdp_port *x, uint64_t header, uint64_t data) 
     return COPY_NOT
 
 
-cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
-    cdef xdp_port *x = <xdp_port *>self
-    cdef pair_context *pair = self.pair
-    cdef uint32_t space = x.posted_mask + 1 - (x.posted_end - x.posted_first)
-    cdef uint32_t before = x.fill.mine
+cdef uint32_t chains_waiting(const xdp_port *x, const burst *buffers) noexcept nogil:
+    """How many chains the guest has on offer: those taken from its ring, and those still in it.
+
+    The guest's index decides here only which buffers are posted first; nothing else is built on it.
+    """
+    cdef const split_ring *ring = x.base.pair.rx
+    cdef uint16_t in_ring = load_relaxed_u16(&ring.available.index) - ring.last_available
+    return buffers.end - buffers.first + min(in_ring, ring.size)
+
+
+cdef void post_chains(xdp_port *x, burst *buffers) noexcept nogil:
+    """Post the guest's buffers, and bounce frames for those to which the kernel must not write."""
+    cdef pair_context *pair = x.base.pair
+    cdef uint32_t space = post_space(x)
+    cdef uint32_t waiting = buffers.end - buffers.first
     cdef uint64_t header, data
     cdef uint8_t reason
     cdef chain *c
-    space = min(space, ring_space(x.fill, BURST_CHAINS))
-    if not x.guest_memory:
-        post_spare_frames(x, space, x.fill.size, COPY_BOUNCE_MODE)
-    # A spare frame posted belongs to a chain that waits at the front: no chain behind it may be posted
-    # before its own spare is, or it would be returned out of turn.
-    while x.guest_memory and space and buffers.end - buffers.first > x.spare_posted:
+    if x.spare_posted:
+        waiting = chains_waiting(x, buffers)
+    # A spare frame posted needs a chain that waits for what arrives in it: only chains beyond those are
+    # posted themselves.
+    while space and buffers.first != buffers.end and waiting > x.spare_posted:
         c = &buffers.chains[buffers.first]
         reason = COPY_BUFFER_TOO_SMALL
         if place_for_frame(pair, buffers, c, x.room_needed, &header, &data):
@@ -136,20 +163,33 @@ cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
             post(x, data - x.umem - x.before_frame, header, GUEST_BUFFER, c.head, 0)
         elif c.length < pair.header_size + x.longest_frame:
             # It cannot hold a frame by itself: it waits here for arrivals in spare frames.
-            post_spare_frames(x, space, buffers.end - buffers.first, reason)
-            break
+            post_spare_frames(x, chains_waiting(x, buffers), reason)
+            return
         elif x.free_count > SEND_RESERVE:
             post_frame(x, c.head, reason)
         else:
-            break
+            return
         buffers.first += 1
+        waiting -= 1
         space -= 1
+
+
+cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
+    cdef xdp_port *x = <xdp_port *>self
+    cdef uint32_t before = x.fill.mine
+    if x.guest_memory:
+        post_chains(x, buffers)
+        if x.reserve and x.chains_posted + max(x.spare_posted, chains_waiting(x, buffers)) < x.reserve:
+            # Of the chains that wait, the next passes post those beyond the spare frames.
+            post_spare_frames(x, x.reserve - x.chains_posted, COPY_FEW_BUFFERS)
+    else:
+        post_spare_frames(x, x.fill.size, COPY_BOUNCE_MODE)
     if x.fill.mine != before:
         ring_submit(x.fill)
     # Looked at on every pass: the driver may ask for a wake-up after we have submitted.
     if ring_needs_wakeup(x.fill) and load_acquire_u32(x.fill.consumer) != x.fill.mine:
         recvfrom(self.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
-        pair.counters.system_calls += 1
+        self.pair.counters.system_calls += 1
 
 
 cdef posted_buffer *find_posted(xdp_port *x, uint64_t address) noexcept nogil:
@@ -164,7 +204,7 @@ cdef posted_buffer *find_posted(xdp_port *x, uint64_t address) noexcept nogil:
     return NULL
 
 
-cdef void finish_posted(xdp_port *x, posted_buffer *e) noexcept nogil:
+cdef inline void finish_posted(xdp_port *x, posted_buffer *e) noexcept nogil:
     e.state = ARRIVED
     if e.head == NO_HEAD:
         x.spare_posted -= 1
@@ -177,7 +217,7 @@ cdef void finish_posted(xdp_port *x, posted_buffer *e) noexcept nogil:
         x.posted_first += 1
 
 
-cdef void return_chain(xdp_port *x, posted_buffer *e, uint32_t written) noexcept nogil:
+cdef inline void return_chain(xdp_port *x, posted_buffer *e, uint32_t written) noexcept nogil:
     x.received_elements[x.received].id = e.head
     x.received_elements[x.received].length = written
     x.received += 1
@@ -191,26 +231,17 @@ cdef void count_copied(pair_counters *counters, uint32_t reason, uint32_t length
     counters.rx.copied_bytes += length
 
 
-cdef void arrive_in_place(xdp_port *x, posted_buffer *e, uint32_t shift, uint32_t length) noexcept nogil:
-    """A frame in the guest's own buffer: all that is missing is its header."""
+cdef void arrive_displaced(xdp_port *x, posted_buffer *e, uint32_t shift, uint32_t length) noexcept nogil:
+    """A frame in the guest's own buffer that is too long, or is not where it was to be."""
     cdef pair_context *pair = x.base.pair
-    cdef pair_counters *counters = pair.counters
     cdef uint8_t *at = pair.window.base + x.umem + e.address
-    if length > x.room_needed:
+    if length > x.room_needed or shift + length > x.chunk:
         # More than the interface's largest frame: never promised to fit.
-        counters.rx.drops[DROP_TOO_LONG] += 1
+        pair.counters.rx.drops[DROP_TOO_LONG] += 1
         return_chain(x, e, 0)
         return
-    if shift != x.before_frame:
-        memmove(at + x.before_frame, at + shift, length)
-        count_copied(counters, COPY_BAD_PLACE, length)
-    else:
-        counters.rx.frames += 1
-        counters.rx.bytes += length
-        if x.zero_copy:
-            counters.rx.zero_copy_frames += 1
-        else:
-            counters.rx.direct_frames += 1
+    memmove(at + x.before_frame, at + shift, length)
+    count_copied(pair.counters, COPY_BAD_PLACE, length)
     write_net_header(pair.window.base + e.header, pair.header_size, 1)
     return_chain(x, e, pair.header_size + length)
 
@@ -225,7 +256,7 @@ cdef void arrive_for_chain(xdp_port *x, posted_buffer *e, const piece *frame) no
     cdef uint32_t total = pair.header_size + frame.length
     cdef chain c
     x.scratch.segment_end = 0
-    if split_ring_read_chain(pair.rx, e.head, x.scratch, &c) != RING_OK or c.length < total:
+    if read_chain(pair.rx, e.head, x.scratch, &c) != RING_OK or c.length < total:
         pair.counters.rx.drops[DROP_TOO_LONG] += 1
         total = 0
     else:
@@ -246,7 +277,8 @@ cdef bint arrive_in_spare(xdp_port *x, posted_buffer *e, const piece *frame) noe
         count_copied(pair.counters, e.reason, frame.length)
     elif buffers == DELIVER_NEVER:
         pair.counters.rx.drops[DROP_TOO_LONG] += 1
-    elif x.chains_posted == 0:
+    elif x.chains_posted == 0 or chains_waiting(x, pair.buffers) > pair.buffers.end - pair.buffers.first:
+        # It waits until the worker has taken more chains from the ring, or the guest offers some.
         x.base.wants_buffers = True
         return False
     else:
@@ -280,38 +312,67 @@ cdef void return_skipped(xdp_port *x) noexcept nogil:
             finish_posted(x, e)
 
 
+cdef bint arrive(
+    xdp_port *x, posted_buffer *e, uint64_t address, uint32_t shift, uint32_t length
+) noexcept nogil:
+    """Deal with what is not a frame in its place. Returns False if it has to wait."""
+    cdef piece frame
+    if e.frame == GUEST_BUFFER:
+        arrive_displaced(x, e, shift, length)
+        return True
+    # The kernel is believed, but not about what lies outside of what it was given.
+    length = min(length, FRAME_BYTES - min(shift, <uint32_t>FRAME_BYTES))
+    frame.data = x.base.pair.window.base + x.umem + address + shift
+    frame.length = length
+    if e.head == NO_HEAD:
+        return arrive_in_spare(x, e, &frame)
+    arrive_for_chain(x, e, &frame)
+    return True
+
+
 cdef uint32_t xdp_rx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef pair_context *pair = self.pair
-    cdef xdp_desc *d
+    cdef uint8_t *base = pair.window.base
+    cdef uint32_t header_size = pair.header_size
+    cdef uint32_t room = x.room_needed
+    cdef uint32_t before = x.before_frame
+    cdef uint32_t in_place = 0
+    cdef uint64_t octets = 0
     cdef uint64_t address
-    cdef uint32_t shift, waiting
+    cdef uint32_t shift, length, waiting
+    cdef const xdp_desc *d
     cdef posted_buffer *e
-    cdef piece frame
     x.received = 0
     done[0] = x.received_elements
     if x.closed:
         return_skipped(x)
         return x.received
-    self.wants_buffers = x.guest_memory and 2 * x.chains_posted < pair.rx.size
+    self.wants_buffers = x.guest_memory and (x.spare_posted != 0 or 2 * x.chains_posted < pair.rx.size)
     waiting = ring_waiting(x.rx)
     while waiting and x.received < BURST_CHAINS:
-        d = &(<xdp_desc *>x.rx.entries)[x.rx.mine & x.rx.mask]
-        address = address_bits(d.addr)
-        shift = d.addr >> OFFSET_SHIFT
-        e = find_posted(x, address)
+        d = &(<const xdp_desc *>x.rx.entries)[x.rx.mine & x.rx.mask]
+        address, shift, length = address_bits(d.addr), d.addr >> OFFSET_SHIFT, d.len
+        e = &x.posted[x.posted_first & x.posted_mask]
+        if x.posted_first == x.posted_end or e.address != address or e.state != WITH_THE_KERNEL:
+            e = find_posted(x, address)
         if e == NULL:
             pair.counters.rx.drops[DROP_UNEXPECTED_PLACE] += 1
-        elif e.frame == GUEST_BUFFER:
-            arrive_in_place(x, e, shift, d.len)
-        else:
-            frame.data = pair.window.base + x.umem + address + shift
-            frame.length = d.len
-            if e.head != NO_HEAD:
-                arrive_for_chain(x, e, &frame)
-            elif not arrive_in_spare(x, e, &frame):
-                break
+        elif e.frame == GUEST_BUFFER and shift == before and length <= room:
+            # The common case: all that is missing is the header.
+            write_net_header(base + e.header, header_size, 1)
+            in_place += 1
+            octets += length
+            return_chain(x, e, header_size + length)
+        elif not arrive(x, e, address, shift, length):
+            break
         x.rx.mine += 1
         waiting -= 1
     ring_release(x.rx)
+    pair.counters.rx.frames += in_place
+    pair.counters.rx.bytes += octets
+    if x.zero_copy:
+        pair.counters.rx.zero_copy_frames += in_place
+    else:
+        pair.counters.rx.direct_frames += in_place
     return x.received

@@ -50,7 +50,11 @@ cdef inline bint ring_needs_wakeup(const socket_ring *r) noexcept nogil:
 
 cdef class XdpSocket:
     cdef readonly int fd
+    cdef readonly bint guest_memory
     cdef readonly bint zero_copy
+    cdef readonly uint32_t chunk
+    cdef readonly uint32_t headroom
+    cdef readonly uint64_t umem_offset
     cdef socket_ring fill
     cdef socket_ring completion
     cdef socket_ring rx

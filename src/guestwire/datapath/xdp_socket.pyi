@@ -6,18 +6,21 @@ class XdpSocketError(OSError):
 
 class XdpSocket:
     fd: int
+    guest_memory: bool
     zero_copy: bool
+    chunk: int
+    headroom: int
+    umem_offset: int
     def __init__(
         self,
         window: Window,
         *,
         guest_memory: bool,
-        interface_index: int,
-        queue: int,
-        zero_copy: bool,
         chunk: int,
         headroom: int,
         ring_size: int,
+        rx_size: int,
     ) -> None: ...
+    def bind(self, *, interface_index: int, queue: int, zero_copy: bool) -> None: ...
     def statistics(self) -> dict[str, int]: ...
     def close(self) -> None: ...

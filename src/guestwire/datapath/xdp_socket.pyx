@@ -73,15 +73,21 @@ cdef void unmap_ring(socket_ring *r) noexcept nogil:
 
 
 cdef class XdpSocket:
-    """An AF_XDP socket bound to one queue of an interface.
+    """An AF_XDP socket: its memory registered, its rings made; `bind` puts it on a queue of an interface.
+
+    Registering pins the memory and takes long for a large guest, binding takes the queue from somebody else:
+    so they are two steps.
 
     Args:
         window: whose memory is registered: all of it, or with ``guest_memory=False`` the bounce frames only.
-        interface_index, queue: what to bind to.
-        zero_copy: ask for the driver's zero-copy mode, else for copy mode.
         chunk: bytes of a chunk, 2,048 to 4,096. headroom: bytes the kernel leaves free before a frame, on
             top of its own 256.
-        ring_size: entries of each of the four rings, a power of two.
+        ring_size: entries of the fill, completion and tx ring, a power of two. rx_size: of the rx ring.
+
+    Attributes:
+        fd: the socket; -1 once it is closed.
+        zero_copy: the driver uses the memory itself (XDP_OPTIONS).
+        umem_offset: where in the window the registered memory begins.
 
     Raises:
         XdpSocketError: the kernel refuses; nothing is left behind.
@@ -90,59 +96,75 @@ cdef class XdpSocket:
     def __cinit__(self):
         self.fd = -1
 
-    def __init__(self, Window window, *, guest_memory, interface_index, queue, zero_copy, chunk, headroom,
-                 ring_size):
+    def __init__(self, Window window, *, guest_memory, chunk, headroom, ring_size, rx_size):
+        self.guest_memory, self.chunk, self.headroom = guest_memory, chunk, headroom
+        self.umem_offset = 0 if guest_memory else window.w.bounce_offset
         self.fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0)
         if self.fd < 0:
             raise XdpSocketError(errno, "socket")
         try:
-            self._register(window, guest_memory, chunk, headroom)
-            self._make_rings(ring_size)
-            self._bind(interface_index, queue, zero_copy)
+            self._register(window)
+            self._make_rings(ring_size, rx_size)
         except BaseException:
             self.close()
             raise
 
-    def _register(self, Window window, guest_memory, chunk, headroom):
+    def _register(self, Window window):
         cdef xdp_umem_reg r
-        cdef uint64_t first = 0 if guest_memory else window.w.bounce_offset
         memset(&r, 0, sizeof(r))
-        r.addr = <uintptr_t>window.w.base + first
-        r.len = window.w.size - first
-        r.chunk_size = chunk
-        r.headroom = headroom
+        r.addr = <uintptr_t>window.w.base + self.umem_offset
+        r.len = window.w.size - self.umem_offset
+        r.chunk_size = self.chunk
+        r.headroom = self.headroom
         r.flags = XDP_UMEM_UNALIGNED_CHUNK_FLAG
         self._set_option("register memory", XDP_UMEM_REG, &r, sizeof(r))
 
-    def _make_rings(self, ring_size):
-        cdef int entries = ring_size
+    def _make_rings(self, ring_size, rx_size):
         cdef xdp_mmap_offsets o
-        for option in (XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING):
+        cdef int entries
+        for option, size in ((XDP_UMEM_FILL_RING, ring_size), (XDP_UMEM_COMPLETION_RING, ring_size),
+                             (XDP_RX_RING, rx_size), (XDP_TX_RING, ring_size)):
+            entries = size
             self._set_option("rings", option, &entries, sizeof(entries))
         self._get_option(XDP_MMAP_OFFSETS, &o, sizeof(o))
-        self._map_ring(&self.rx, entries, sizeof(xdp_desc), <const uint64_t *>&o.rx, XDP_PGOFF_RX_RING)
-        self._map_ring(&self.tx, entries, sizeof(xdp_desc), <const uint64_t *>&o.tx, XDP_PGOFF_TX_RING)
-        self._map_ring(&self.fill, entries, sizeof(uint64_t), <const uint64_t *>&o.fr,
+        self._map_ring(&self.rx, rx_size, sizeof(xdp_desc), <const uint64_t *>&o.rx, XDP_PGOFF_RX_RING)
+        self._map_ring(&self.tx, ring_size, sizeof(xdp_desc), <const uint64_t *>&o.tx, XDP_PGOFF_TX_RING)
+        self._map_ring(&self.fill, ring_size, sizeof(uint64_t), <const uint64_t *>&o.fr,
                        XDP_UMEM_PGOFF_FILL_RING)
-        self._map_ring(&self.completion, entries, sizeof(uint64_t), <const uint64_t *>&o.cr,
+        self._map_ring(&self.completion, ring_size, sizeof(uint64_t), <const uint64_t *>&o.cr,
                        XDP_UMEM_PGOFF_COMPLETION_RING)
 
-    def _bind(self, interface_index, queue, zero_copy):
+    def bind(self, *, interface_index, queue, zero_copy):
+        """Bind to a queue, in the driver's zero-copy mode or in copy mode. May be tried again.
+
+        Raises:
+            XdpSocketError: the kernel or the driver refuses.
+        """
         cdef sockaddr_xdp a
         cdef xdp_options options
+        cdef int refusal = 0
         memset(&a, 0, sizeof(a))
         a.sxdp_family = AF_XDP
         a.sxdp_ifindex = interface_index
         a.sxdp_queue_id = queue
         a.sxdp_flags = XDP_USE_NEED_WAKEUP | (XDP_ZEROCOPY if zero_copy else XDP_COPY)
-        if bind(self.fd, <const sockaddr *>&a, sizeof(a)):
-            raise XdpSocketError(errno, "bind")
+        # Mapping all pages for the device and resetting the NIC's queue can take long.
+        with nogil:
+            if bind(self.fd, <const sockaddr *>&a, sizeof(a)):
+                refusal = errno
+        if refusal:
+            raise XdpSocketError(refusal, "bind")
         self._get_option(XDP_OPTIONS, &options, sizeof(options))
         self.zero_copy = options.flags & XDP_OPTIONS_ZEROCOPY != 0
 
     cdef int _set_option(self, str step, int option, const void *value, uint32_t size) except -1:
-        if setsockopt(self.fd, SOL_XDP, option, value, size):
-            raise XdpSocketError(errno, step)
+        cdef int refusal = 0
+        # Pinning the memory of a large guest takes a tenth of a second for each GiB.
+        with nogil:
+            if setsockopt(self.fd, SOL_XDP, option, value, size):
+                refusal = errno
+        if refusal:
+            raise XdpSocketError(refusal, step)
         return 0
 
     cdef int _get_option(self, int option, void *value, uint32_t size) except -1:

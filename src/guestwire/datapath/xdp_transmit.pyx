@@ -5,11 +5,14 @@ The pieces of a frame become descriptors that point into the guest's pages, with
 upper 16 bits of the address, which the completion gives back: it names its chain without a table. What
 cannot be described so is copied to a bounce frame, and the chain is the guest's again at once; such a
 completion is known by its address, which lies behind the guest's memory and has no offset.
+
+Where headers are copied (``copy_headers``), a frame's first bytes are sent from a bounce frame and the rest
+from the guest's pages: what is checked is then what is sent, whatever the guest writes meanwhile.
 """
 
 from libc.errno cimport EAGAIN, ENXIO, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -20,10 +23,14 @@ from guestwire.datapath.abi cimport XDP_PKT_CONTD, used_element, xdp_desc
 from guestwire.datapath.atomics cimport load_acquire_u32
 from guestwire.datapath.counters cimport (
     COPY_BOUNCE_MODE,
+    COPY_HEADER_POLICY,
     COPY_PAGE_CROSSING,
     COPY_SCATTERED,
     DROP_PORT,
+    DROP_SOURCE_ADDRESS,
     DROP_UNEXPECTED_PLACE,
+    DROP_UNSENT,
+    direction_counters,
     pair_counters,
 )
 from guestwire.datapath.frames cimport GOOD_FRAME, check_sent_frame, frame_pieces
@@ -33,7 +40,9 @@ from guestwire.datapath.window cimport FRAME_BYTES, window, window_contiguous
 from guestwire.datapath.xdp cimport (
     COPY_NOT,
     DRAIN_NS,
+    HEADER_COPY,
     OFFSET_SHIFT,
+    SOURCE_ADDRESS,
     WAKES_A_BURST,
     address_bits,
     frame_address,
@@ -46,6 +55,10 @@ from guestwire.datapath.xdp_socket cimport (
     ring_submit,
     ring_waiting,
 )
+
+
+cdef enum:
+    NO_SPACE = -2               # beside GOOD_FRAME and DROP_...: later
 
 
 cdef inline void return_sent(xdp_port *x, uint32_t head) noexcept nogil:
@@ -65,27 +78,32 @@ cdef inline void put_descriptor(
     x.descriptors_out += 1
 
 
-cdef void send_in_place(xdp_port *x, uint16_t head, uint32_t count) noexcept nogil:
-    """One descriptor a piece. The address is split into base and offset so that the offset is the head."""
-    cdef uint64_t address
-    cdef uint32_t i
-    for i in range(count):
-        address = <uint64_t>(x.pieces[i].data - x.base.pair.window.base) - x.umem
-        put_descriptor(x, (address - head) | <uint64_t>head << OFFSET_SHIFT, x.pieces[i].length,
-                       XDP_PKT_CONTD if i + 1 < count else 0)
-    x.pieces_left[head] = count
+cdef inline void count_in_place(xdp_port *x) noexcept nogil:
     if x.zero_copy:
         x.base.pair.counters.tx.zero_copy_frames += 1
     else:
         x.base.pair.counters.tx.direct_frames += 1
 
 
-cdef uint8_t why_copy(const xdp_port *x, uint32_t count) noexcept nogil:
+cdef inline void put_pieces(xdp_port *x, uint16_t head, uint32_t first, uint32_t end) noexcept nogil:
+    """One descriptor a piece. The address is split into base and offset so that the offset is the head."""
+    cdef uint64_t address
+    cdef uint32_t i
+    for i in range(first, end):
+        address = <uint64_t>(x.pieces[i].data - x.base.pair.window.base) - x.umem
+        put_descriptor(x, (address - head) | <uint64_t>head << OFFSET_SHIFT, x.pieces[i].length,
+                       XDP_PKT_CONTD if i + 1 < end else 0)
+    x.pieces_left[head] = end - first
+
+
+cdef uint8_t why_copy(const xdp_port *x, uint32_t count, uint32_t length) noexcept nogil:
     """Say why the `count` pieces cannot be sent from where they are, or COPY_NOT."""
     cdef const window *w = x.base.pair.window
     cdef uint32_t i
     if not x.guest_memory:
         return COPY_BOUNCE_MODE
+    if x.copy_headers and (length <= HEADER_COPY or count >= x.most_pieces):
+        return COPY_HEADER_POLICY
     if count > x.most_pieces:
         return COPY_SCATTERED
     if x.zero_copy:
@@ -95,23 +113,61 @@ cdef uint8_t why_copy(const xdp_port *x, uint32_t count) noexcept nogil:
     return COPY_NOT
 
 
-cdef void send_copy(
-    xdp_port *x, uint16_t head, uint32_t count, uint32_t length, uint8_t reason
-) noexcept nogil:
+cdef uint32_t gather(xdp_port *x, uint8_t *to, uint32_t length) noexcept nogil:
+    """Copy the frame's first `length` bytes; its pieces are what remains, from the returned one on."""
+    cdef uint32_t i = 0
+    cdef uint32_t part
+    while length:
+        part = min(x.pieces[i].length, length)
+        memcpy(to, x.pieces[i].data, part)
+        to += part
+        length -= part
+        x.pieces[i].data += part
+        x.pieces[i].length -= part
+        if x.pieces[i].length == 0:
+            i += 1
+    return i
+
+
+cdef bint send_copied(xdp_port *x, uint16_t head, uint32_t count, uint32_t copied) noexcept nogil:
+    """Send a frame whose first `copied` bytes are copied to a bounce frame, and the rest is not.
+
+    Returns False, and nothing is sent, if they name another sender than the guest. That is looked at in
+    the copy, which the guest can no longer change.
+    """
     cdef pair_counters *counters = x.base.pair.counters
-    cdef uint64_t address
-    cdef uint8_t *to
-    cdef uint32_t i
+    cdef uint32_t frame = x.free_frames[x.free_count - 1]
+    cdef uint64_t address = frame_address(x, frame)
+    cdef uint8_t *to = x.base.pair.window.base + x.umem + address
+    cdef uint32_t first = gather(x, to, copied)
+    if x.check_source and memcmp(to + SOURCE_ADDRESS, x.source, sizeof(x.source)):
+        return False
     x.free_count -= 1
-    address = frame_address(x, x.free_frames[x.free_count])
-    to = x.base.pair.window.base + x.umem + address
-    for i in range(count):
-        memcpy(to, x.pieces[i].data, x.pieces[i].length)
-        to += x.pieces[i].length
-    put_descriptor(x, address, length, 0)
-    counters.tx.copied_frames[reason] += 1
-    counters.tx.copied_bytes += length
-    return_sent(x, head)
+    x.frames_out[frame] = 1
+    counters.tx.copied_bytes += copied
+    put_descriptor(x, address, copied, XDP_PKT_CONTD if first < count else 0)
+    if first < count:
+        put_pieces(x, head, first, count)
+    else:
+        return_sent(x, head)
+    return True
+
+
+cdef inline bint send(
+    xdp_port *x, uint16_t head, uint32_t count, uint32_t length, uint8_t copy
+) noexcept nogil:
+    """Put a frame on the tx ring; returns False if the guest may not send it."""
+    if copy != COPY_NOT:
+        if not send_copied(x, head, count, length):
+            return False
+        x.base.pair.counters.tx.copied_frames[copy] += 1
+        return True
+    if not x.copy_headers:
+        put_pieces(x, head, 0, count)
+    elif not send_copied(x, head, count, HEADER_COPY):
+        return False
+    count_in_place(x)
+    return True
 
 
 cdef void wake_sender(xdp_port *x) noexcept nogil:
@@ -138,48 +194,85 @@ cdef void drop_all(xdp_port *x, burst *frames) noexcept nogil:
         frames.first += 1
 
 
+cdef int submit_pieces(
+    xdp_port *x, const burst *frames, const chain *c, uint32_t *space
+) noexcept nogil:
+    """Send a good frame of any layout; returns GOOD_FRAME, DROP_..., or NO_SPACE."""
+    cdef pair_context *pair = x.base.pair
+    cdef uint32_t length = c.length - pair.header_size
+    cdef uint32_t count = frame_pieces(pair, frames, c, x.pieces, BURST_SEGMENTS)
+    cdef uint8_t copy = why_copy(x, count, length)
+    cdef bint bounce = copy != COPY_NOT or x.copy_headers
+    cdef uint32_t needed = bounce + (count if copy == COPY_NOT else 0)
+    if space[0] < needed or bounce and x.free_count == 0:
+        return NO_SPACE
+    if not send(x, c.head, count, length, copy):
+        return DROP_SOURCE_ADDRESS
+    space[0] -= needed
+    pair.counters.tx.frames += 1
+    pair.counters.tx.bytes += length
+    return GOOD_FRAME
+
+
+cdef inline bint in_one_piece(const xdp_port *x, const chain *c, uint32_t header_size) noexcept nogil:
+    """Tell whether a frame is one descriptor, as most are."""
+    return c.segment_count == 1 and x.guest_memory and not x.copy_headers and (
+        not x.zero_copy
+        or window_contiguous(x.base.pair.window, c.offset + header_size, c.length - header_size))
+
+
 cdef void xdp_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef pair_context *pair = self.pair
-    cdef pair_counters *counters = pair.counters
+    cdef direction_counters *counters = &pair.counters.tx
+    cdef uint32_t header_size = pair.header_size
     cdef uint32_t space = ring_space(x.tx, BURST_CHAINS)
-    cdef uint32_t count, length
-    cdef uint8_t copy
-    cdef chain *c
+    cdef uint32_t in_place = 0
+    cdef uint64_t octets = 0
+    cdef uint64_t address
+    cdef const chain *c
     cdef int reason
     if self.gone:
         drop_all(x, frames)
     while frames.first < frames.end and x.sent < BURST_CHAINS:
         c = &frames.chains[frames.first]
         reason = check_sent_frame(pair, frames, c, x.longest_frame)
-        if reason != GOOD_FRAME:
-            counters.tx.drops[reason] += 1
-            return_sent(x, c.head)
-        else:
-            length = c.length - pair.header_size
-            count = frame_pieces(pair, frames, c, x.pieces, BURST_SEGMENTS)
-            copy = why_copy(x, count)
-            if space < (count if copy == COPY_NOT else 1) or (copy != COPY_NOT and x.free_count == 0):
+        if reason == GOOD_FRAME and in_one_piece(x, c, header_size):
+            if space == 0:
                 break
-            counters.tx.frames += 1
-            counters.tx.bytes += length
-            if copy == COPY_NOT:
-                send_in_place(x, c.head, count)
-                space -= count
-            else:
-                send_copy(x, c.head, count, length, copy)
-                space -= 1
+            address = c.offset + header_size - x.umem
+            put_descriptor(
+                x, (address - c.head) | <uint64_t>c.head << OFFSET_SHIFT, c.length - header_size, 0)
+            x.pieces_left[c.head] = 1
+            space -= 1
+            in_place += 1
+            octets += c.length - header_size
+        else:
+            if reason == GOOD_FRAME:
+                reason = submit_pieces(x, frames, c, &space)
+            if reason == NO_SPACE:
+                break
+            if reason != GOOD_FRAME:
+                counters.drops[reason] += 1
+                return_sent(x, c.head)
         frames.first += 1
     ring_submit(x.tx)
+    counters.frames += in_place
+    counters.bytes += octets
+    if x.zero_copy:
+        counters.zero_copy_frames += in_place
+    else:
+        counters.direct_frames += in_place
     wake_sender(x)
 
 
 cdef void return_unsent(xdp_port *x) noexcept nogil:
-    """After the socket is closed: return what never completed; the frames are lost, the buffers are not."""
+    """After the socket is closed: return what never completed. Frames may be lost, buffers are not."""
     cdef uint32_t head
     for head in range(x.base.pair.tx.size):
         if x.pieces_left[head] and x.sent < BURST_CHAINS:
             x.pieces_left[head] = 0
+            x.base.pair.counters.tx.drops[DROP_UNSENT] += 1
             return_sent(x, head)
     x.descriptors_out = 0
 
@@ -188,14 +281,12 @@ cdef void complete(xdp_port *x, uint64_t address) noexcept nogil:
     """One descriptor has left. As on the receiving side, only what the kernel owns is believed."""
     cdef uint32_t head = address >> OFFSET_SHIFT
     cdef uint64_t frame = (address_bits(address) - x.bounce) // FRAME_BYTES
-    if x.descriptors_out == 0:
-        x.base.pair.counters.tx.drops[DROP_UNEXPECTED_PLACE] += 1
-        return
-    if head == 0 and address_bits(address) >= x.bounce:
-        if frame < x.frame_count and x.free_count < x.frame_count:
-            x.free_frames[x.free_count] = frame
-            x.free_count += 1
-    elif x.pieces_left[head]:
+    cdef bint bounce = head == 0 and address_bits(address) >= x.bounce
+    if bounce and frame < x.frame_count and x.frames_out[frame]:
+        x.frames_out[frame] = 0
+        x.free_frames[x.free_count] = frame
+        x.free_count += 1
+    elif not bounce and x.pieces_left[head]:
         x.pieces_left[head] -= 1
         if x.pieces_left[head] == 0:
             return_sent(x, head)

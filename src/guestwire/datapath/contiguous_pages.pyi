@@ -1,0 +1,3 @@
+from guestwire.datapath.window import Window
+
+def find_contiguous_pages(of: Window) -> float: ...

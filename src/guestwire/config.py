@@ -9,10 +9,19 @@ from typing import Annotated, Literal
 import msgspec
 
 from guestwire.errors import ConfigurationError
+from guestwire.sizes import parse_size
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Cpu = Annotated[int, msgspec.Meta(ge=0, le=8191)]
+
+
+def _limit(max_pinned: str | None) -> int | None:
+    """Return the bytes that a ``max_pinned`` stands for."""
+    try:
+        return None if max_pinned is None else parse_size(max_pinned)
+    except ValueError as error:
+        raise ValueError(f"max_pinned: {error}") from error
 
 
 class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,6 +37,7 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         mac: offered to frontends that read the configuration space; by default made from the name.
         poll_us: the longest time a worker polls before it sleeps, in microseconds.
         cpus: CPUs for the workers, in turn; empty for any.
+        max_pinned: how much memory the kernel may pin for it, such as ``4G``; None for any amount.
     """
 
     port: str
@@ -39,12 +49,35 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mac: Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$")] | None = None
     poll_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
     cpus: tuple[Cpu, ...] = ()
+    max_pinned: str | None = None
+
+    def __post_init__(self) -> None:
+        _limit(self.max_pinned)
+
+    @property
+    def max_pinned_bytes(self) -> int | None:
+        """`max_pinned` in bytes."""
+        return _limit(self.max_pinned)
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All guests of one process."""
+    """All guests of one process.
+
+    Attributes:
+        guest: the guests.
+        max_pinned: how much memory the kernel may pin for all of them together; None for any amount.
+    """
 
     guest: tuple[GuestConfig, ...]
+    max_pinned: str | None = None
+
+    def __post_init__(self) -> None:
+        _limit(self.max_pinned)
+
+    @property
+    def max_pinned_bytes(self) -> int | None:
+        """`max_pinned` in bytes."""
+        return _limit(self.max_pinned)
 
 
 def complete(guest: GuestConfig) -> GuestConfig:
@@ -91,7 +124,7 @@ def check(configuration: Configuration) -> Configuration:
                 raise ConfigurationError(
                     f"two guests have the same {what}: {value}", f"give each guest its own {what}"
                 )
-    return Configuration(guest=guests)
+    return msgspec.structs.replace(configuration, guest=guests)
 
 
 def load(path: Path) -> Configuration:

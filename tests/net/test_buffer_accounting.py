@@ -14,6 +14,7 @@ from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.window import Window
 from guestwire.metrics import PairCounters, decode
 from guestwire.ports.xdp import XdpControl
+from guestwire.ports.xdp_options import XdpOptions
 from guestwire.testing import Wire
 from unit.datapath.memory import BUFFERS, GUEST_BASE, SIZE, Ring
 
@@ -29,11 +30,12 @@ class Attached:
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.control = XdpControl(wire.interface, 0, "direct")
+        self.control = XdpControl(wire.interface, XdpOptions(mode="direct"))
         wire.near.call(lambda: self.control.open(1))
         fd = os.memfd_create("guest")
         os.ftruncate(fd, SIZE)
-        self.window = Window([(GUEST_BASE, 0x7F0000000000, SIZE, fd, 0)], bounce_frames=512)
+        frames = self.control.bounce_frames
+        self.window = Window([(GUEST_BASE, 0x7F0000000000, SIZE, fd, 0)], bounce_frames=frames)
         self.rx = Ring(self.window, 0, receive=True)
         self.tx = Ring(self.window, 0x4000, receive=False)
         counter_fd = os.memfd_create("counters")

@@ -146,3 +146,34 @@ def test_in_a_user_namespace() -> None:
     assert "user namespace" in checks["capabilities"]["meaning"]
     assert checks["bpf"]["found"] == "not tried"
     assert checks["memory-lock"]["status"] == "warning"
+
+
+def test_what_a_guest_would_get() -> None:
+    with Wire() as wire:
+        status, _, checks = ask_doctor(wire.near, wire.interface, "--guest-memory", "1G")
+        assert status == 0
+        assert checks["guest-memory"]["status"] == "ok"
+        assert checks["guest-memory"]["found"].startswith("1 GiB and 1 queue pair: ")
+        assert checks["mode"]["found"] == "mode=auto comes to direct"
+        assert checks["mode"]["meaning"] == "zero-copy: driver veth does not offer it"
+        limit = ["--guest-memory", "1G", "--max-pinned", "1G"]
+        status, _, checks = ask_doctor(wire.near, wire.interface, *limit)
+        assert status == 0
+        assert "max_pinned is 1 GiB" in checks["guest-memory"]["meaning"]
+        assert checks["mode"]["found"] == "mode=auto comes to bounce"
+        status, _, checks = ask_doctor(wire.near, wire.interface, "--guest-memory", "1G", "--queues", "2")
+        assert status == 1
+        assert "no receive queue 1" in checks["guest-queues"]["found"]
+        assert checks["mode"]["found"] == "none"
+
+
+def test_what_a_guest_would_get_without_the_right_to_lock_memory() -> None:
+    wrapper = ["prlimit", "--memlock=8388608", "setpriv", "--bounding-set=-ipc_lock", "--"]
+    with Wire() as wire:
+        arguments = (wire.interface, "--guest-memory", "512M")
+        status, _, checks = ask_doctor(wire.near, *arguments, wrapper=wrapper)
+    assert status == 0
+    assert checks["capabilities"]["status"] == "ok"
+    assert "limit on locked memory (RLIMIT_MEMLOCK) is 8 MiB" in checks["guest-memory"]["meaning"]
+    assert "CAP_IPC_LOCK" in checks["guest-memory"]["remedy"]
+    assert checks["mode"]["found"] == "mode=auto comes to bounce"

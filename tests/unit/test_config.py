@@ -60,6 +60,9 @@ def test_what_contradicts_itself(fields: dict[str, object], error: str, remedy: 
         {"role": "client"},
         {"port": None},
         {"sockets": "x"},
+        {"max_pinned": "much"},
+        {"max_pinned": "4096"},
+        {"max_pinned": 1 << 30},
     ],
     ids=str,
 )
@@ -107,6 +110,9 @@ def test_a_file(tmp_path: Path) -> None:
         (b"\xff", "does not describe guests"),
         (b"[guest]\nport = 'echo'", "does not describe guests"),
         (b"guests = []", "unknown field `guests`"),
+        (b"max_pinned = 1\nguest = []", r"Expected `str \| null`, got `int` - at `\$.max_pinned`"),
+        (b"max_pinned = '8X'\nguest = []", "max_pinned: '8X' is no size: write a number with its unit"),
+        (b"[[guest]]\nport = 'echo'\nmax_pinned = ''", r"max_pinned: '' is no size.* - at `\$.guest\[0\]`"),
         (b"[[guest]]\nport = 1", r"Expected `str`, got `int` - at `\$.guest\[0\].port`"),
     ],
 )
@@ -123,3 +129,25 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot read") as caught:
         load(tmp_path / name)
     assert caught.value.remedy == f"ls -l {tmp_path / name}"
+
+
+def test_limits_on_pinned_memory(tmp_path: Path) -> None:
+    file = tmp_path / "guests.toml"
+    file.write_text(
+        """
+        max_pinned = "8G"
+
+        [[guest]]
+        socket_path = "/run/vm1.sock"
+        port = "xdp:eth1"
+        max_pinned = "1.5G"
+
+        [[guest]]
+        socket_path = "/run/vm2.sock"
+        port = "xdp:eth2"
+        """
+    )
+    configuration = load(file)
+    assert configuration.max_pinned_bytes == 8 << 30
+    assert [guest.max_pinned_bytes for guest in configuration.guest] == [3 << 29, None]
+    assert check(Configuration(guest=(guest(),))).max_pinned_bytes is None

@@ -8,32 +8,57 @@ import pytest
 
 from guestwire.errors import ConfigurationError, HostError
 from guestwire.ports import geometry
-from guestwire.ports.geometry import CHUNK, KERNEL_HEADROOM, TAIL_RESERVE, Geometry
+from guestwire.ports.geometry import KERNEL_HEADROOM, LARGEST_CHUNK, TAIL_RESERVE, Geometry
 from guestwire.ports.parse import SYNTAX, parse_port
 from guestwire.ports.simple import PcapControl, SimplePort
 from guestwire.ports.xdp import XdpControl
+from guestwire.ports.xdp_options import XdpOptions
 
 # --- words -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "interface", "options"),
     [
-        ("xdp:eth1", ("eth1", 0, "auto")),
-        ("xdp:eth1,queue=12", ("eth1", 12, "auto")),
-        ("xdp:eth1,mode=zero-copy", ("eth1", 0, "zero-copy")),
-        ("xdp:eth1,queue=1,mode=direct", ("eth1", 1, "direct")),
-        ("xdp:eth1,mode=bounce,queue=1", ("eth1", 1, "bounce")),
-        ("xdp:eth1.5:0", ("eth1.5:0", 0, "auto")),
+        ("xdp:eth1", "eth1", XdpOptions()),
+        ("xdp:eth1,queue=12", "eth1", XdpOptions(queue=12)),
+        ("xdp:eth1,queue=0,mode=zero-copy", "eth1", XdpOptions(mode="zero-copy")),
+        ("xdp:eth1,queue=1,mode=direct", "eth1", XdpOptions(queue=1, mode="direct")),
+        ("xdp:eth1,mode=bounce,queue=1", "eth1", XdpOptions(queue=1, mode="bounce")),
+        ("xdp:eth1.5:0", "eth1.5:0", XdpOptions()),
+        ("xdp:eth1,shared=yes", "eth1", XdpOptions(shared=True)),
+        ("xdp:eth1,shared=no", "eth1", XdpOptions()),
+        ("xdp:eth1,steer=02:00:00:00:00:0A", "eth1", XdpOptions(steer="02:00:00:00:00:0a")),
+        ("xdp:eth1,trust-mtu=yes", "eth1", XdpOptions(trust_mtu=True)),
+        ("xdp:eth1,headers=in-place", "eth1", XdpOptions(headers="in-place")),
+        ("xdp:eth1,source=02:00:00:00:00:01", "eth1", XdpOptions(source="02:00:00:00:00:01")),
     ],
 )
-def test_xdp(words: str, expected: tuple[str, int, str]) -> None:
+def test_xdp(words: str, interface: str, options: XdpOptions) -> None:
     port = parse_port(words)
     assert isinstance(port, XdpControl)
-    assert (port.name, port.queue, port.mode) == expected
+    assert (port.name, port.options) == (interface, options)
     assert port.status().kind == "xdp"
     assert port.status().mode_reason == "no guest is attached"
     port.close()
+
+
+def test_a_source_is_not_checked_in_place() -> None:
+    with pytest.raises(ConfigurationError, match="only be checked in a copied header"):
+        parse_port("xdp:eth1,source=02:00:00:00:00:01,headers=in-place")
+
+
+@pytest.mark.parametrize(
+    ("options", "copied"),
+    [
+        (XdpOptions(), False),
+        (XdpOptions(headers="copied"), True),
+        (XdpOptions(headers="in-place"), False),
+        (XdpOptions(source="02:00:00:00:00:01"), True),
+    ],
+)
+def test_headers_are_copied_if_asked_for_or_looked_at(options: XdpOptions, copied: bool) -> None:
+    assert options.copies_headers is copied
 
 
 @pytest.mark.parametrize("kind", ["echo", "null"])
@@ -69,6 +94,11 @@ def test_pcap(words: str, files: tuple[str, str]) -> None:
         ("xdp:eth1,queue=0x1", "cannot understand 'queue=0x1'"),
         ("xdp:eth1,mode=Direct", "cannot understand 'mode=Direct'"),
         ("xdp:eth1,copy=1", "cannot understand 'copy=1'"),
+        ("xdp:eth1,queue=1,queue=2", "cannot understand 'queue=2'"),
+        ("xdp:eth1,shared=perhaps", "cannot understand 'shared=perhaps'"),
+        ("xdp:eth1,steer=03:00:00:00:00:01", "cannot understand 'steer=03:00:00:00:00:01'"),
+        ("xdp:eth1,source=02:00", "cannot understand 'source=02:00'"),
+        ("xdp:eth1,headers=moved", "cannot understand 'headers=moved'"),
         ("pcap", "port pcap: which files?"),
         ("pcap:,", "port pcap: which files?"),
     ],
@@ -111,7 +141,7 @@ def test_a_capture_file_that_cannot_be_made(tmp_path: Path) -> None:
 def check(lies: Geometry, mtu: int) -> None:
     assert lies.longest_frame == mtu + 18  # Ethernet header and one VLAN tag
     # What the kernel leaves free, and what may be written, fill a chunk.
-    assert KERNEL_HEADROOM + lies.headroom + lies.writable == lies.chunk == CHUNK
+    assert KERNEL_HEADROOM + lies.headroom + lies.writable == lies.chunk == LARGEST_CHUNK
     assert lies.headroom >= 0
     assert lies.writable >= max(lies.longest_frame, TAIL_RESERVE)
     assert lies.longest_frame <= lies.room_needed <= lies.writable
@@ -127,15 +157,27 @@ def test_copy_mode_writes_no_more_than_the_frame(mtu: int) -> None:
 def test_a_linux_guests_buffers_qualify() -> None:
     # 1,530 bytes: the smallest that Linux posts for an MTU of 1,500, its virtio_net_hdr included.
     assert 12 + geometry.copy_mode(1500).room_needed <= 1530
-    zero_copy = geometry.zero_copy_mode(1500, "igb")
+    zero_copy = geometry.zero_copy_mode(1500, "igb", trust_mtu=True)
     assert zero_copy is not None
     assert 12 + zero_copy.room_needed <= 1530
+    # In steps of 128 bytes, a little less MTU does without that trust.
+    cautious = geometry.zero_copy_mode(1382, "virtio_net")
+    assert cautious is not None
+    assert 12 + cautious.room_needed <= 1530
+
+
+def test_small_chunks_for_scattered_pages() -> None:
+    for driver, chunk in (("igb", 256 + 2048), ("virtio_net", 2048)):
+        lies = geometry.zero_copy_mode(1500, driver, huge_pages=False)
+        assert lies is not None
+        assert lies.chunk == chunk
+        assert KERNEL_HEADROOM + lies.headroom + lies.writable == chunk
 
 
 @pytest.mark.parametrize(
     ("mtu", "driver", "writable", "room_needed"),
     [
-        (1500, "igb", 2048, 1518),  # stops at the MTU, whatever its step
+        (1500, "igb", 2048, 2048),
         (1500, "virtio_net", 1536, 1536),
         (1500, "unheard_of", 2048, 2048),
         (1500, None, 2048, 2048),

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from guestwire.errors import ConfigurationError
-from guestwire.ports.xdp import MODES
+from guestwire.ports.modes import MODES
 
 if TYPE_CHECKING:
     from guestwire.testing.demo import Result

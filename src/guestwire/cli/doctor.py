@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from guestwire.host.checks import Check, Status, diagnose, worst
+from guestwire.errors import ConfigurationError
+from guestwire.host.checks import Check, Status, diagnose, inspect, worst
 from guestwire.ports import geometry
+from guestwire.ports.forecast import PlannedGuest, guest_checks
+from guestwire.sizes import parse_size
 
 SCHEMA_VERSION: Final = 1
 """Of the JSON answer; it changes when a field changes its meaning or goes, not if one is added."""
@@ -37,19 +40,58 @@ def doctor(
         ),
     ] = None,
     queue: Annotated[int, typer.Option(min=0, help="The receive queue of the interface to check.")] = 0,
+    guest_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Also say what a guest of this size (4G) would cost and get."),
+    ] = None,
+    queues: Annotated[int, typer.Option(min=1, max=64, help="Queue pairs of that guest.")] = 1,
+    max_pinned: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="The limit on pinned memory that is meant for it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
     """Say what this machine offers to guests, and what to do about what is missing.
 
     The exit status is 0 if nothing is a problem, 1 otherwise.
     """
-    checks = diagnose(interface, queue, geometry.largest_mtu())
+    guest = _planned(guest_memory, queues, max_pinned)
+    findings = inspect(interface, queue)
+    checks = diagnose(findings, geometry.largest_mtu(), queues)
+    if guest is not None:
+        checks += guest_checks(findings, guest, checks)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(report(interface, checks))))
     else:
         show(checks, Console())
     if worst(checks) is Status.PROBLEM:
         raise typer.Exit(1)
+
+
+def _planned(guest_memory: str | None, queue_pairs: int, max_pinned: str | None) -> PlannedGuest | None:
+    """Turn the options into a guest.
+
+    Raises:
+        ConfigurationError: they describe none.
+    """
+    if guest_memory is None:
+        if queue_pairs > 1 or max_pinned is not None:
+            raise ConfigurationError(
+                "--queues and --max-pinned describe a guest, and none is asked about",
+                "add --guest-memory SIZE, such as 4G",
+            )
+        return None
+    return PlannedGuest(
+        memory_bytes=_size("--guest-memory", guest_memory),
+        queue_pairs=queue_pairs,
+        max_pinned=None if max_pinned is None else _size("--max-pinned", max_pinned),
+    )
+
+
+def _size(option: str, text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{option}: {error}", f"guestwire doctor {option} 4G") from error
 
 
 def report(interface: str | None, checks: Sequence[Check]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from guestwire.config import Configuration, GuestConfig, check, load
+from guestwire.config import Configuration, check, load
 from guestwire.errors import ConfigurationError
 from guestwire.ports.parse import SYNTAX
 
@@ -40,6 +40,9 @@ def run(
         int | None, typer.Option(help="Longest time to poll before sleeping, in microseconds.")
     ] = None,
     cpus: Annotated[str | None, typer.Option(help="CPUs for the workers, such as 2,3.")] = None,
+    max_pinned: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most memory that the kernel may pin, such as 8G.")
+    ] = None,
     print_capabilities: Annotated[
         bool,
         typer.Option("--print-capabilities", help="Print what this backend is, in JSON, and end."),
@@ -66,6 +69,7 @@ def run(
         "mac": mac,
         "poll_us": poll_us,
         "cpus": cpus,
+        "max_pinned": max_pinned,
     }
     configuration = _configuration(file, {key: v for key, v in flags.items() if v is not None})
     from guestwire.daemon import Daemon  # noqa: PLC0415 (other verbs start faster without it)
@@ -92,7 +96,8 @@ def _configuration(file: Path | None, flags: dict[str, Any]) -> Configuration:
             flags["cpus"] = [int(cpu) for cpu in cpus.split(",")]
         except ValueError as error:
             raise ConfigurationError(f"--cpus {cpus}: {error}", "give numbers, such as 2,3") from error
+    process = {"max_pinned": flags.pop("max_pinned", None)}
     try:
-        return check(Configuration(guest=(msgspec.convert(flags, GuestConfig),)))
+        return check(msgspec.convert({"guest": [flags], **process}, Configuration))
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"wrong flag: {error}", "guestwire run --help") from error

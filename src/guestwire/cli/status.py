@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from guestwire.control import Direction, GuestState, Status, ask_status
+from guestwire.control import Direction, GuestState, Memory, Status, ask_status
 from guestwire.errors import HostError
 from guestwire.runtime import CONTROL_SOCKET, base_directory, live_directories
+from guestwire.sizes import format_size
 
 
 def status(
@@ -22,7 +23,7 @@ def status(
     pid: Annotated[int | None, typer.Option(help="Only the process with this number.")] = None,
 ) -> None:
     """Show guests, their ports and what has crossed them."""
-    answers, failures = _ask(pid)
+    answers, failures = ask_all(pid)
     if not answers and not failures:
         which = f"process {pid}" if pid is not None else "guestwire process"
         raise HostError(
@@ -38,7 +39,7 @@ def status(
         raise failure
 
 
-def _ask(pid: int | None) -> tuple[list[Status], list[HostError]]:
+def ask_all(pid: int | None) -> tuple[list[Status], list[HostError]]:
     """Ask the processes, or the one; return what they answer, and why others that live do not."""
     answers, failures = [], []
     for directory in live_directories():
@@ -67,19 +68,25 @@ def _row(guest: GuestState) -> tuple[str, ...]:
     mode = "" if port.kind != "xdp" else f"{port.mode or 'none'}"
     if port.mode_reason:
         mode += f"\n({escape(port.mode_reason)})"
-    memory = f"{guest.memory.guest_bytes >> 20} MiB"
-    if guest.memory.pinned_bytes:
-        memory += f"\n{guest.memory.pinned_bytes >> 20} MiB pinned"
     errors = [f"ring {ring.index}: {ring.error}" for ring in guest.rings if ring.error]
     return (
         guest.name,
         escape("\n".join([guest.state, *errors])),
         f"{port.kind} {port.interface or ''}",
         mode,
-        memory,
+        _memory(guest.memory),
         _direction(guest.counters.rx),
         _direction(guest.counters.tx),
     )
+
+
+def _memory(memory: Memory) -> str:
+    lines = [format_size(memory.guest_bytes)]
+    if memory.budget_bytes is not None:
+        lines.append(f"{format_size(memory.pinned_bytes)} of {format_size(memory.budget_bytes)} pinned")
+    elif memory.pinned_bytes:
+        lines.append(f"{format_size(memory.pinned_bytes)} pinned")
+    return "\n".join(lines)
 
 
 def _direction(counters: Direction) -> str:

@@ -20,6 +20,7 @@ class PortStatus:
         mode_reason: why it is this mode and not a better one.
         pinned_bytes: memory that the kernel keeps pinned for the port.
         kernel: what the kernel counted for its sockets.
+        asked_mode: the mode that an ``xdp`` port was asked for.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class PortStatus:
     mode_reason: str | None = None
     pinned_bytes: int = 0
     kernel: dict[str, int] = dataclasses.field(default_factory=dict)
+    asked_mode: str | None = None
 
 
 class Port(Protocol):
@@ -44,13 +46,35 @@ class Port(Protocol):
     """How many queue pairs the port can serve."""
 
     bounce_frames: int
-    """How many frames of 4,096 bytes of our own the window shall have for each queue pair."""
+    """How many frames of 4,096 bytes of our own the window shall have for each queue pair; known from the
+    beginning."""
+
+    @property
+    def interface_index(self) -> int | None:
+        """The number of the port's network interface; None if it has none, or there is none of that name.
+
+        Before `open` that of the interface which it would take.
+        """
+
+    @property
+    def link_up(self) -> bool:
+        """Whether frames can pass: what VIRTIO_NET_S_LINK_UP shall say."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the interface that was opened is no more. It does not come back, also not by its name."""
 
     def open(self, queue_pairs: int) -> None:
         """Get hold of what the port is made of.
 
         Raises:
             GuestwireError: it is not there, is in use, or may not be used.
+        """
+
+    def prepare(self, pair: int, window: Window, queue_size: int) -> None:
+        """Do now what takes long in attaching a queue pair: it is to be attached so next, and still works.
+
+        It may work on this port or on another. What cannot be done beforehand is left to `attach`.
         """
 
     def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
@@ -68,6 +92,13 @@ class Port(Protocol):
 
     def detach(self, pair: int) -> None:
         """Release what `attach` made, after the worker has ended. Harmless if nothing is attached."""
+
+    def refresh(self) -> bool:
+        """Look at the interface again: at its link, its MTU, and whether it is there.
+
+        Returns:
+            whether what is attached must be attached anew, because `mtu` has changed.
+        """
 
     def announce(self, mac: bytes) -> None:
         """Tell the network that the guest with this address is here now (VHOST_USER_SEND_RARP).

@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any, get_args
+
 from guestwire.errors import ConfigurationError
 from guestwire.ports.base import Port
+from guestwire.ports.budget import GuestBudget
+from guestwire.ports.modes import MODES
 from guestwire.ports.simple import PcapControl, SimplePort
-from guestwire.ports.xdp import MODES, Mode, XdpControl
+from guestwire.ports.xdp import XdpControl
+from guestwire.ports.xdp_options import Headers, XdpOptions
 
-SYNTAX = "xdp:IFNAME[,queue=N][,mode=auto|zero-copy|direct|bounce]  pcap:IN[,OUT]  echo  null"
+SYNTAX = (
+    "xdp:IFNAME[,queue=N][,mode=auto|zero-copy|direct|bounce][,shared=yes][,steer=MAC][,trust-mtu=yes]"
+    "[,headers=auto|in-place|copied][,source=MAC]  pcap:IN[,OUT]  echo  null"
+)
+
+_MAC = re.compile("([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
 
 
-def _xdp(arguments: str) -> XdpControl:
+def _xdp(arguments: str, budget: GuestBudget | None) -> XdpControl:
     interface, *options = arguments.split(",")
     if not interface:
         raise ConfigurationError("port xdp: which interface?", f"use {SYNTAX}")
-    queue, mode = 0, MODES[0]
+    chosen: dict[str, Any] = {}
     for option in options:
         key, _, value = option.partition("=")
-        if key == "queue" and value.isascii() and value.isdigit():
-            queue = int(value)
-        elif key == "mode" and value in MODES:
-            mode = _mode(value)
-        else:
+        name = key.replace("-", "_")
+        if name in chosen or key not in _OPTIONS or (meaning := _OPTIONS[key](value)) is None:
             raise ConfigurationError(f"port xdp:{interface}: cannot understand {option!r}", f"use {SYNTAX}")
-    return XdpControl(interface, queue, mode)
+        chosen[name] = meaning
+    if "source" in chosen and chosen.get("headers") == "in-place":
+        raise ConfigurationError(
+            f"port xdp:{interface}: a source can only be checked in a copied header, which the guest cannot "
+            "change afterwards",
+            "use headers=copied, or leave headers out",
+        )
+    return XdpControl(interface, XdpOptions(**chosen), budget=budget)
 
 
-def _mode(value: str) -> Mode:
-    return next(mode for mode in MODES if mode == value)
+def _mac(value: str) -> str | None:
+    """Return the address of one station, in small letters."""
+    return value.lower() if _MAC.fullmatch(value) and not int(value[:2], 16) & 1 else None
 
 
-def parse_port(description: str) -> Port:
+# What each option's words mean; None if nothing.
+_OPTIONS: dict[str, Callable[[str], object]] = {
+    "queue": lambda value: int(value) if value.isascii() and value.isdigit() else None,
+    "mode": lambda value: value if value in MODES else None,
+    "shared": {"yes": True, "no": False}.get,
+    "steer": _mac,
+    "trust-mtu": {"yes": True, "no": False}.get,
+    "headers": lambda value: value if value in get_args(Headers) else None,
+    "source": _mac,
+}
+
+
+def parse_port(description: str, budget: GuestBudget | None = None) -> Port:
     """Make the port that `description` names; nothing is opened yet.
+
+    Args:
+        description: in the words of `SYNTAX`.
+        budget: what the guest may have pinned; without one, any amount.
 
     Raises:
         ConfigurationError: it is none.
@@ -40,7 +73,7 @@ def parse_port(description: str) -> Port:
     if kind in {"echo", "null"} and not arguments:
         return SimplePort(kind)
     if kind == "xdp":
-        return _xdp(arguments)
+        return _xdp(arguments, budget)
     if kind == "pcap":
         source, _, sink = arguments.partition(",")
         if not source and not sink:

@@ -23,12 +23,18 @@ class SimplePort:
     mtu = LONGEST_MTU
     max_queue_pairs = MOST_QUEUE_PAIRS
     bounce_frames = 0
+    interface_index = None
+    link_up = True
+    gone = False
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
     def open(self, queue_pairs: int) -> None:
         """Nothing to open."""
+
+    def prepare(self, pair: int, window: Window, queue_size: int) -> None:
+        """Nothing takes long."""
 
     def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
         """Make the compiled half; it keeps nothing outside itself."""
@@ -42,6 +48,10 @@ class SimplePort:
 
     def detach(self, pair: int) -> None:
         """Nothing was kept."""
+
+    def refresh(self) -> bool:
+        """There is no interface to look at."""
+        return False
 
     def announce(self, mac: bytes) -> None:
         """There is no network to tell."""
@@ -67,6 +77,9 @@ class PcapControl:
     mtu = LONGEST_MTU
     max_queue_pairs = 1
     bounce_frames = 0
+    interface_index = None
+    link_up = True
+    gone = False
 
     def __init__(self, source: str, sink: str) -> None:
         self.source, self.sink = source, sink
@@ -100,6 +113,9 @@ class PcapControl:
                     f"ls -ld {Path(self.sink).parent}",
                 ) from error
 
+    def prepare(self, pair: int, window: Window, queue_size: int) -> None:
+        """Nothing takes long."""
+
     def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
         """Begin the input anew; go on with the output."""
         self._port = PcapPort(self._frames, self._sink_fd)
@@ -113,6 +129,10 @@ class PcapControl:
 
     def detach(self, pair: int) -> None:
         """The files stay open until `close`."""
+
+    def refresh(self) -> bool:
+        """There is no interface to look at."""
+        return False
 
     def announce(self, mac: bytes) -> None:
         """There is no network to tell."""

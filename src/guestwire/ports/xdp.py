@@ -9,50 +9,55 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import time
-from typing import Literal, get_args
+from socket import if_indextoname, if_nametoindex
 
 import guestwire.datapath.port
+from guestwire.datapath.contiguous_pages import find_contiguous_pages
 from guestwire.datapath.window import Window
 from guestwire.datapath.xdp import XdpPort
-from guestwire.datapath.xdp_socket import XdpSocket, XdpSocketError
 from guestwire.errors import GuestwireError, HostError
+from guestwire.host import ethtool
+from guestwire.host.address_filter import AddressFilter
 from guestwire.host.announce import send_rarp
-from guestwire.host.capabilities import AfXdpSupport, af_xdp_support, memory_lock_bytes
+from guestwire.host.capabilities import AfXdpSupport, af_xdp_support
 from guestwire.host.checks import Status, require
 from guestwire.host.checks.interface import (
     check_checksum,
     check_default_route,
     check_link,
     check_mtu,
+    check_vlan,
 )
+from guestwire.host.flow_steering import FlowSteering
 from guestwire.host.interface import Interface
 from guestwire.host.netlink import wait_until_released
 from guestwire.host.privileges import Capability, permission_error
+from guestwire.host.steering import Steering
 from guestwire.host.xdp_program import REQUIRED_CAPABILITIES, XdpProgram
-from guestwire.ports import geometry
+from guestwire.ports import geometry, modes
 from guestwire.ports.base import PortStatus
-from guestwire.ports.geometry import Geometry
+from guestwire.ports.budget import GuestBudget
+from guestwire.ports.modes import MODES, Facts, Plan
+from guestwire.ports.registration import RELEASE_SECONDS, QueueBusyError, Registration
+from guestwire.ports.xdp_options import XdpOptions
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["auto", "zero-copy", "direct", "bounce"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-
-RELEASE_SECONDS = 2.0  # the kernel lets go of a closed socket's queue later, at most after so long
 LONGEST_RELEASE_SECONDS = 0.25
 RING_ENTRIES = 2048  # of each AF_XDP ring, unless a virtqueue is larger
+MOST_PIECES = 17  # of a sent frame in copy mode: the kernel takes 18 descriptors
+BOUNCE_FRAMES = 1024
+SEND_FRAMES = 64  # bounce frames that are kept for sending (datapath/xdp.pxd, SEND_RESERVE)
 
+# For drivers whose fill ring must never run dry. While the worker is not there to look, the NIC takes a new
+# buffer for each frame until the rx ring is full, so what must be posted beyond the NIC's own ring is a
+# full rx ring: the smaller it is, the fewer.
+SHORT_RX_ENTRIES = 128
+FILL_MARGIN = 64  # the driver refills in batches of up to so many
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Plan:
-    """One way to attach: a mode, its geometry, and why no better one was taken."""
-
-    mode: Mode
-    geometry: Geometry
-    reason: str
+HUGE_SHARE = 0.99  # of borders between pages that a frame may cross: memory is in large pieces
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,10 +65,13 @@ class _Attached:
     """A queue pair's share of the port."""
 
     queue: int
-    socket: XdpSocket
+    registration: Registration
     port: XdpPort
-    plan: _Plan
-    pinned_bytes: int
+    note: str
+
+    @property
+    def plan(self) -> Plan:
+        return self.registration.plan
 
 
 class XdpControl:
@@ -71,21 +79,32 @@ class XdpControl:
 
     Args:
         interface: its name, in the network namespace of this process.
-        queue: the interface's queue of the first queue pair; the others follow.
-        mode: what is asked for; ``auto`` takes the best that works and says why it is not better.
+        options: which queues, and how.
+        budget: what may be pinned for the guest; without one, any amount.
     """
 
-    def __init__(self, interface: str, queue: int = 0, mode: Mode = "auto") -> None:
-        self.name, self.queue, self.mode = interface, queue, mode
+    # Of all ports of this process: that which a guest leaves is still charged for its memory for a moment.
+    _closed_at = -RELEASE_SECONDS
+
+    def __init__(
+        self, interface: str, options: XdpOptions | None = None, *, budget: GuestBudget | None = None
+    ) -> None:
+        self.name = interface
+        self.options = options = options or XdpOptions()
+        self._budget = GuestBudget.unlimited() if budget is None else budget
         self.max_queue_pairs = 64
-        self.bounce_frames = RING_ENTRIES if mode == "bounce" else 512
+        self.bounce_frames = RING_ENTRIES if options.mode == "bounce" else BOUNCE_FRAMES
         self.mtu = 0
         self._interface: Interface | None = None
+        self._gone = False
         self._program: XdpProgram | None = None
+        self._steering: FlowSteering | None = None
+        self._filter: AddressFilter | None = None
+        self._queues = range(0)
         self._multi_buffer = False
+        self._prepared: dict[int, Registration] = {}
         self._attached: dict[int, _Attached] = {}
         self._past: dict[str, int] = {}
-        self._closed_at = -RELEASE_SECONDS
 
     # --- the port's life -----------------------------------------------------------------------------
 
@@ -97,22 +116,27 @@ class XdpControl:
                 frames do not fit, or the kernel refuses.
         """
         interface = Interface.open(self.name)
-        for queue in range(self.queue, self.queue + queue_pairs):
+        queues = range(self.options.queue, self.options.queue + queue_pairs)
+        for queue in queues:
             interface.require_queue(queue)
         require(
             check_link(interface),
             check_default_route(interface),
             check_mtu(interface, geometry.largest_mtu()),
         )
-        self._interface = interface
+        self._interface, self._gone, self._queues = interface, False, queues
         self.mtu = interface.mtu
         self._multi_buffer = self._require_sockets()
-        self._program = XdpProgram.attach(interface.index, self.queue + queue_pairs)
+        if self.options.steer is not None:
+            self._steering = FlowSteering(interface, queues, self.options.steer)
+        self._program = XdpProgram.attach(interface.index, queues.stop)
+        steer = self.options.steer
+        self._filter = AddressFilter(self.name, interface.index, _octets(steer) if steer else None)
         if self._program.mode_reason:
             log.info("%s: generic XDP: %s", self.name, self._program.mode_reason)
-        checksum = check_checksum(interface)
-        if checksum.status is not Status.OK:
-            log.warning("%s: %s: %s; %s", self.name, checksum.found, checksum.meaning, checksum.remedy)
+        for check in (check_checksum(interface), check_vlan(interface)):
+            if check.status is not Status.OK:
+                log.warning("%s: %s: %s; %s", self.name, check.found, check.meaning, check.remedy)
 
     def _require_sockets(self) -> bool:
         """Make sure that AF_XDP sockets can be made; return whether they know multi-buffer frames."""
@@ -128,11 +152,30 @@ class XdpControl:
         """Give the interface back."""
         for pair in list(self._attached):
             self.detach(pair)
+        while self._prepared:
+            self._prepared.popitem()[1].close()
+        if self._filter is not None:
+            self._filter.close()
+            self._filter = None
         if self._program is not None:
             self._program.close()
             self._program = None
+        if self._steering is not None:
+            self._steering.close()
+            self._steering = None
 
     # --- a queue pair's attachment -------------------------------------------------------------------
+
+    def prepare(self, pair: int, window: Window, queue_size: int) -> None:
+        """Register a window that the queue pair will be attached with next, while it is still attached.
+
+        What cannot be done now, for want of memory that is pinned twice meanwhile, is left to `attach`.
+        """
+        if (earlier := self._prepared.pop(pair, None)) is not None:
+            earlier.close()
+        with contextlib.suppress(GuestwireError):
+            plan = self._plans(window)[0]
+            self._prepared[pair] = self._register(pair, window, plan, queue_size)
 
     def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
         """Bind a socket for the queue pair in the best mode there is.
@@ -140,149 +183,125 @@ class XdpControl:
         Raises:
             GuestwireError: no mode that was asked for works; the message says why.
         """
-        assert self._program is not None
-        entries = max(RING_ENTRIES, queue_size)
-        queue = self.queue + pair
-        plans = self._plans()
+        assert self._interface is not None
+        plans = self._plans(window)
         failures: list[str] = []
         while True:
             plan = plans.pop(0)
             plan = dataclasses.replace(plan, reason="; ".join(filter(None, (plan.reason, *failures))))
             try:
-                socket = self._bind(window, plan, queue, entries)
+                registration = self._bind(pair, window, plan, queue_size)
                 break
-            except XdpSocketError as error:
-                refusal = self._refusal(error, plan, window, queue)
-                if not plans or error.errno == errno.EBUSY:
-                    raise refusal from error
-                failures.append(f"{plan.mode}: {refusal}")
-        port = XdpPort(
-            socket,
-            umem_offset=0 if plan.mode != "bounce" else window.bounce_offset,
-            bounce_offset=window.bounce_offset + pair * self.bounce_frames * geometry.FRAME_BYTES,
-            bounce_frames=self.bounce_frames,
-            guest_memory=plan.mode != "bounce",
-            chunk=plan.geometry.chunk,
-            headroom=plan.geometry.headroom,
-            room_needed=plan.geometry.room_needed,
-            longest_frame=plan.geometry.longest_frame,
-            multi_buffer=self._multi_buffer and plan.mode == "direct",
+            except GuestwireError as error:
+                if not plans or isinstance(error, QueueBusyError):
+                    raise
+                failures.append(f"{plan.mode}: {error}")
+        port = self._port(pair, window, registration)
+        attached = _Attached(
+            self._queues[pair], registration, port, self._note(registration.plan, window, queue_size)
         )
-        pinned = window.size - (0 if plan.mode != "bounce" else window.bounce_offset)
-        self._attached[pair] = _Attached(queue, socket, port, plan, pinned)
-        log.info(
-            "%s queue %d: %s mode%s",
-            self.name,
-            queue,
-            plan.mode,
-            f" ({plan.reason})" if plan.reason else "",
-        )
+        self._attached[pair] = attached
+        reason = "; ".join(filter(None, (plan.reason, attached.note)))
+        log.info("%s queue %d: %s mode%s", self.name, attached.queue, plan.mode, reason and f" ({reason})")
         return port
 
-    def _plans(self) -> list[_Plan]:
-        """List the ways to attach, best first, each with why a better one is not on the list."""
+    def _bind(self, pair: int, window: Window, plan: Plan, queue_size: int) -> Registration:
         assert self._interface is not None
-        interface = self._interface
-        wanted = MODES[1:] if self.mode == "auto" else (self.mode,)
-        copy = geometry.copy_mode(self.mtu)
-        plans = []
-        reason = ""
-        if "zero-copy" in wanted:
-            zero_copy = geometry.zero_copy_mode(self.mtu, interface.driver)
-            if obstacle := self._zero_copy_obstacle(zero_copy):
-                reason = f"zero-copy: {obstacle}"
-                if self.mode == "zero-copy":
-                    raise HostError(
-                        f"interface {self.name} cannot do mode=zero-copy: {obstacle}",
-                        f"guestwire doctor {self.name}",
-                    )
-            elif zero_copy is not None:
-                plans.append(_Plan("zero-copy", zero_copy, ""))
-        if "direct" in wanted:
-            plans.append(_Plan("direct", copy, reason))
-        if "bounce" in wanted:
-            plans.append(_Plan("bounce", copy, reason))
-        return plans
+        registration = self._prepared.pop(pair, None)
+        if registration is not None and (
+            registration.window is not window
+            or (registration.plan.mode, registration.plan.geometry) != (plan.mode, plan.geometry)
+        ):
+            registration.close()
+            registration = None
+        if registration is None:
+            registration = self._register(pair, window, plan, queue_size)
+        registration.plan = plan
+        try:
+            registration.bind(self._interface.index)
+        except BaseException:
+            registration.close()
+            raise
+        return registration
 
-    def _zero_copy_obstacle(self, zero_copy: Geometry | None) -> str | None:
-        """Say why zero-copy mode need not even be tried."""
+    def _register(self, pair: int, window: Window, plan: Plan, queue_size: int) -> Registration:
+        entries = max(RING_ENTRIES, queue_size)
+        return Registration(
+            window,
+            plan,
+            self.name,
+            self._queues[pair],
+            ring_size=entries,
+            rx_size=SHORT_RX_ENTRIES if self._never_starve(plan) else entries,
+            budget=self._budget,
+            released_at=self._closed_at,
+        )
+
+    def _port(self, pair: int, window: Window, registration: Registration) -> XdpPort:
+        plan, source = registration.plan, self.options.source
+        return XdpPort(
+            registration.socket,
+            bounce_offset=window.bounce_offset + pair * self.bounce_frames * geometry.FRAME_BYTES,
+            bounce_frames=self.bounce_frames,
+            room_needed=plan.geometry.room_needed,
+            longest_frame=plan.geometry.longest_frame,
+            # In zero-copy mode a socket that may send a frame in several pieces would get received ones so,
+            # too, and the kernel would keep its books on the pieces in the guest's memory.
+            most_pieces=MOST_PIECES if self._multi_buffer and plan.mode == "direct" else 1,
+            reserve=self._reserve() if self._never_starve(plan) else 0,
+            copy_headers=self.options.copies_headers,
+            source=None if source is None else _octets(source),
+        )
+
+    def _plans(self, window: Window) -> list[Plan]:
         assert self._interface is not None
         assert self._program is not None
-        interface = self._interface
-        if interface.xdp is not None and not interface.xdp.zero_copy:
-            return f"the driver ({interface.driver}) does not offer it"
-        if self._program.mode != "native":
-            return f"it needs native XDP: {self._program.mode_reason}"
-        if zero_copy is None:
-            return f"frames of MTU {interface.mtu} do not fit in one chunk as the driver lays them out"
-        if interface.iommu_group_type not in {None, "identity"}:
-            return (
-                f"the IOMMU translates for it (group type {interface.iommu_group_type}), which scatters "
-                "the guest's memory; boot with iommu=pt"
-            )
-        return None
-
-    def _bind(self, window: Window, plan: _Plan, queue: int, entries: int) -> XdpSocket:
-        assert self._interface is not None
-        if plan.mode == "zero-copy":
-            window.find_contiguous_pages()
-        deadline = time.monotonic() + RELEASE_SECONDS
-        while True:
-            try:
-                return XdpSocket(
-                    window,
-                    guest_memory=plan.mode != "bounce",
-                    interface_index=self._interface.index,
-                    queue=queue,
-                    zero_copy=plan.mode == "zero-copy",
-                    chunk=plan.geometry.chunk,
-                    headroom=plan.geometry.headroom,
-                    ring_size=entries,
-                )
-            except XdpSocketError as error:
-                # The queue, and what was charged as locked memory, may be our own from just now: the
-                # kernel releases a closed socket later.
-                late = {
-                    errno.EBUSY: deadline,
-                    errno.ENOBUFS: self._closed_at + RELEASE_SECONDS,
-                }.get(error.errno or 0, 0.0)
-                if time.monotonic() > late:
-                    raise
-                time.sleep(0.005)
-
-    def _refusal(self, error: XdpSocketError, plan: _Plan, window: Window, queue: int) -> GuestwireError:
-        """Turn the kernel's refusal into what it means."""
-        what = f"interface {self.name} queue {queue}"
-        limit = memory_lock_bytes()
-        if error.errno in {errno.EPERM, errno.EACCES}:
-            return permission_error(f"an AF_XDP socket on {what}", {Capability.CAP_NET_RAW})
-        if error.errno == errno.ENOBUFS and error.step == "register memory" and limit is not None:
-            need = window.size - (0 if plan.mode != "bounce" else window.bounce_offset)
-            return HostError(
-                f"{what}: {need} bytes must be pinned and the limit on locked memory is {limit} bytes",
-                "raise it (ulimit -l unlimited, LimitMEMLOCK=infinity in a systemd unit), grant "
-                "CAP_IPC_LOCK, or use mode=bounce",
-            )
-        if error.errno in {errno.ENOMEM, errno.ENOBUFS}:
-            return HostError(
-                f"{what}: the kernel has no memory for {error.step} of a window of {window.size} bytes",
-                "use mode=bounce, or a smaller guest",
-            )
-        if error.errno == errno.EBUSY:
-            return HostError(
-                f"{what} is in use by another AF_XDP socket",
-                "use another queue (,queue=N) or stop the program that holds it: ss --xdp -p",
-            )
-        return HostError(
-            f"{what}: the kernel refuses {plan.mode} mode at {error.step}: {error.strerror}",
-            f"guestwire doctor {self.name}",
+        facts = Facts(
+            interface=self._interface,
+            generic_reason="" if self._program.mode == "native" else self._program.mode_reason,
         )
+        if self.options.mode in {"auto", "zero-copy"} and modes.zero_copy_obstacle(facts) is None:
+            steering = Steering.read(self._interface)
+            facts = dataclasses.replace(
+                facts,
+                shared_reason=None if self.options.shared else steering.why_shared(self._queues),
+                shared_remedy=steering.remedy(self._queues),
+                huge_pages=find_contiguous_pages(window) >= HUGE_SHARE,
+                trust_mtu=self.options.trust_mtu,
+            )
+        return modes.plans(self.options.mode, facts)
+
+    def _never_starve(self, plan: Plan) -> bool:
+        assert self._interface is not None
+        return plan.mode == "zero-copy" and geometry.known(self._interface.driver).repeats_when_starved
+
+    def _reserve(self) -> int:
+        """How many buffers a driver must have that may never run out of them."""
+        reserve = (ethtool.receive_ring_size(self.name) or 0) + SHORT_RX_ENTRIES + FILL_MARGIN
+        return min(reserve, BOUNCE_FRAMES - SEND_FRAMES)
+
+    def _note(self, plan: Plan, window: Window, queue_size: int) -> str:
+        """Say what keeps frames from going in zero copy although the mode is."""
+        assert self._interface is not None
+        notes = []
+        if plan.mode == "zero-copy" and plan.geometry.chunk < geometry.LARGEST_CHUNK:
+            share = find_contiguous_pages(window)
+            notes.append(
+                f"the guest's memory lies in scattered pages, {share:.0%} of the borders between them can be "
+                "crossed: give it huge pages"
+            )
+        if self._never_starve(plan) and queue_size < (reserve := self._reserve()):
+            notes.append(
+                f"driver {self._interface.driver} must always have {reserve} buffers, the guest's ring has "
+                f"{queue_size}, so received frames are copied: start the guest with rx_queue_size=1024"
+            )
+        return "; ".join(notes)
 
     def resume(self, pair: int) -> None:
         """Send the queue's frames to the socket."""
         assert self._program is not None
         attached = self._attached[pair]
-        self._program.set_socket(attached.queue, attached.socket.fd)
+        self._program.set_socket(attached.queue, attached.registration.socket.fd)
 
     def quiesce(self, pair: int) -> None:
         """Let the queue's frames pass to the host's network stack again."""
@@ -299,7 +318,8 @@ class XdpControl:
             return
         self._count(attached, self._past)
         attached.port.close()
-        self._closed_at = time.monotonic()
+        attached.registration.close()
+        XdpControl._closed_at = time.monotonic()
         if attached.plan.mode == "zero-copy" and self._interface is not None:
             # close() returns before the NIC has let go: until then it may write into the guest's buffers.
             self._wait_until_released(attached.queue)
@@ -323,16 +343,69 @@ class XdpControl:
     @staticmethod
     def _count(attached: _Attached, into: dict[str, int]) -> None:
         with contextlib.suppress(OSError, ValueError):
-            for name, value in attached.socket.statistics().items():
+            for name, value in attached.registration.socket.statistics().items():
                 into[name] = into.get(name, 0) + value
 
     def status(self) -> PortStatus:
-        """Describe the port, with the mode in use while a guest is attached."""
+        """Describe the port: of several queue pairs, with the least of their modes."""
         kernel = dict(self._past)
         attached = list(self._attached.values())
         for one in attached:
             self._count(one, kernel)
-        mode = attached[0].plan.mode if attached else None
-        reason = attached[0].plan.reason or None if attached else "no guest is attached"
-        pinned = sum(one.pinned_bytes for one in attached)
-        return PortStatus("xdp", self.name, mode, reason, pinned, kernel)
+        if not attached:
+            return PortStatus(
+                "xdp", self.name, None, "no guest is attached", 0, kernel, asked_mode=self.options.mode
+            )
+        least = max(attached, key=lambda one: MODES.index(one.plan.mode))
+        reason = "; ".join(filter(None, (least.plan.reason, least.note))) or None
+        pinned = sum(one.registration.pinned_bytes for one in attached)
+        return PortStatus(
+            "xdp", self.name, least.plan.mode, reason, pinned, kernel, asked_mode=self.options.mode
+        )
+
+    # --- the interface's link ------------------------------------------------------------------------
+
+    @property
+    def interface_index(self) -> int | None:
+        """The interface's number; before `open` that of the one which has the name now, if any."""
+        if self._interface is not None:
+            return self._interface.index
+        with contextlib.suppress(OSError):
+            return if_nametoindex(self.name)
+        return None
+
+    @property
+    def link_up(self) -> bool:
+        """Whether the interface was up, with a carrier, when it was last looked at."""
+        return self._interface is not None and self._interface.up and self._interface.carrier
+
+    @property
+    def gone(self) -> bool:
+        """Whether the interface was no more when it was last looked at."""
+        return self._gone
+
+    def refresh(self) -> bool:
+        """Look at the interface again, under the name that it has now.
+
+        Returns:
+            whether its MTU has changed, so that frames must be laid out otherwise.
+        """
+        assert self._interface is not None
+        try:
+            self.name = if_indextoname(self._interface.index)
+            self._interface = Interface.open(self.name)
+        except (OSError, HostError):
+            self._gone = True
+            self._interface = dataclasses.replace(self._interface, up=False, carrier=False)
+        if self._interface.mtu == self.mtu:
+            return False
+        mtu_fits = check_mtu(self._interface, geometry.largest_mtu())
+        if mtu_fits.status is Status.PROBLEM:
+            log.warning("%s: MTU %s: %s; %s", self.name, mtu_fits.found, mtu_fits.meaning, mtu_fits.remedy)
+            return False
+        self.mtu = self._interface.mtu
+        return True
+
+
+def _octets(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))

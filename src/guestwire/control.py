@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from guestwire.errors import GuestwireError, HostError
+from guestwire.errors import ConfigurationError, GuestwireError, HostError
 
 LONGEST_REQUEST = 65536
 TIMEOUT_SECONDS = 5.0
+REBIND_TIMEOUT_SECONDS = 60.0  # an interface takes a second or two, and it may have to be gone back
 
 
 class Direction(msgspec.Struct, kw_only=True):
@@ -54,8 +56,12 @@ class Ring(msgspec.Struct, kw_only=True):
 
 
 class PortState(msgspec.Struct, kw_only=True):
-    """A guest's port; ``mode_reason`` says why the mode is not a better one."""
+    """A guest's port; ``mode_reason`` says why the mode is not a better one.
 
+    ``description`` is how the port was asked for, at the start or by ``rebind``.
+    """
+
+    description: str
     kind: str
     interface: str | None
     mode: str | None
@@ -63,7 +69,12 @@ class PortState(msgspec.Struct, kw_only=True):
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """A guest's memory. ``budget_bytes`` is the limit on pinned memory, None without one."""
+    """A guest's memory.
+
+    ``pinned_bytes`` is what the kernel keeps pinned for the guest, counted once for each queue pair, which
+    registers it for itself. ``budget_bytes`` is the most that it may be: the guest's own limit or the
+    process's, whichever is smaller; None without one.
+    """
 
     guest_bytes: int
     pinned_bytes: int
@@ -91,17 +102,38 @@ class Status(msgspec.Struct, kw_only=True):
     guests: list[GuestState]
 
 
-class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """A request. ``command`` is ``status``."""
+class Rebound(msgspec.Struct, kw_only=True):
+    """The answer to ``{"command": "rebind", "guest": NAME, "port": PORT}``, when it is done.
 
-    command: str
+    ``milliseconds`` is for how long the guest's rings had no port.
+    """
+
+    guest: str
+    old_port: str
+    port: str
+    milliseconds: float
+
+
+class StatusRequest(msgspec.Struct, forbid_unknown_fields=True, tag_field="command", tag="status"):
+    """Ask for a `Status`."""
+
+
+class RebindRequest(msgspec.Struct, forbid_unknown_fields=True, tag_field="command", tag="rebind"):
+    """Ask for a guest to be bound to another port, named as on the command line."""
+
+    guest: str
+    port: str
+
+
+Answer = TypeVar("Answer", Status, Rebound)
 
 
 class Refusal(msgspec.Struct):
-    """The answer to a request that cannot be followed."""
+    """The answer to a request that cannot be followed; ``exit_code`` says whose fault it is."""
 
     error: str
     remedy: str | None = None
+    exit_code: int = ConfigurationError.exit_code
 
 
 class ControlServer:
@@ -110,10 +142,16 @@ class ControlServer:
     Args:
         path: where to listen.
         status: makes the answer to ``status``.
+        rebind: binds a guest (by name) to a port (by description); others are answered meanwhile.
     """
 
-    def __init__(self, path: Path, status: Callable[[], Status]) -> None:
-        self._path, self._status = path, status
+    def __init__(
+        self,
+        path: Path,
+        status: Callable[[], Status],
+        rebind: Callable[[str, str], Awaitable[Rebound]],
+    ) -> None:
+        self._path, self._status, self._rebind = path, status, rebind
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -136,20 +174,20 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
-                writer.write(msgspec.json.encode(self._answer(line)) + b"\n")
+                writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
                 await writer.drain()
 
-    def _answer(self, line: bytes) -> Status | Refusal:
+    async def _answer(self, line: bytes) -> Status | Rebound | Refusal:
         try:
-            request = msgspec.json.decode(line, type=Request)
+            request = msgspec.json.decode(line, type=StatusRequest | RebindRequest)
         except msgspec.DecodeError as error:
             return Refusal(f"this is no request: {error}", 'send {"command": "status"}')
-        if request.command != "status":
-            return Refusal(f"unknown command {request.command!r}", 'send {"command": "status"}')
         try:
+            if isinstance(request, RebindRequest):
+                return await self._rebind(request.guest, request.port)
             return self._status()
         except GuestwireError as error:
-            return Refusal(str(error), error.remedy)
+            return Refusal(str(error), error.remedy, error.exit_code)
 
     async def stop(self) -> None:
         """Listen no more."""
@@ -161,16 +199,37 @@ def ask_status(path: Path) -> Status:
     """Ask the process behind a control socket for its status.
 
     Raises:
-        HostError: it does not answer, or not in this version's words.
+        GuestwireError: it does not answer, or not in this version's words, or cannot say.
     """
+    return _ask(path, StatusRequest(), Status, TIMEOUT_SECONDS)
+
+
+def ask_rebind(path: Path, guest: str, port: str) -> Rebound:
+    """Ask the process behind a control socket to bind a guest to another port.
+
+    Raises:
+        GuestwireError: it does not answer, or the guest cannot use that port.
+    """
+    return _ask(path, RebindRequest(guest, port), Rebound, REBIND_TIMEOUT_SECONDS)
+
+
+def _ask(path: Path, request: msgspec.Struct, answer: type[Answer], timeout: float) -> Answer:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(TIMEOUT_SECONDS)
+            connection.settimeout(timeout)
             connection.connect(os.fspath(path))
-            connection.sendall(b'{"command": "status"}\n')
-            with connection.makefile("rb") as answer:
-                return msgspec.json.decode(answer.readline(), type=Status)
+            connection.sendall(msgspec.json.encode(request) + b"\n")
+            with connection.makefile("rb") as answers:
+                line = answers.readline()
+        with contextlib.suppress(msgspec.ValidationError):  # then it is no refusal
+            raise _refused(msgspec.json.decode(line, type=Refusal))
+        return msgspec.json.decode(line, type=answer)
     except (OSError, msgspec.DecodeError) as error:
         raise HostError(
             f"the process behind {path} does not answer: {error}", f"ps -p {path.parent.name}"
         ) from error
+
+
+def _refused(refusal: Refusal) -> GuestwireError:
+    kinds = {kind.exit_code: kind for kind in GuestwireError.__subclasses__()}
+    return kinds.get(refusal.exit_code, GuestwireError)(refusal.error, refusal.remedy)

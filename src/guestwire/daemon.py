@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import guestwire
 from guestwire.config import Configuration, GuestConfig
@@ -20,25 +22,34 @@ from guestwire.control import (
     GuestState,
     Memory,
     PortState,
+    Rebound,
     Ring,
     Status,
 )
-from guestwire.errors import GuestwireError
+from guestwire.errors import ConfigurationError, GuestwireError
 from guestwire.guest import Guest
+from guestwire.host.link_monitor import LinkMonitor
 from guestwire.metrics import read_counters, total
+from guestwire.ports.budget import PinnedBudget
 from guestwire.ports.parse import parse_port
+from guestwire.rebind import rebind
 from guestwire.runtime import CONTROL_SOCKET, RuntimeDirectory
+from guestwire.share_watch import ShareWatch
 from guestwire.vhost_user.endpoint import Connector, Endpoint, Inherited, Listener
 from guestwire.vhost_user.session import Session
 from guestwire.vhost_user.transport import serve
 from guestwire.virtio.features import names
 from guestwire.worker import allow_interrupts
 
+_Result = TypeVar("_Result")
+
+SHARE_WATCH_SECONDS = 10.0
+
 log = logging.getLogger(__name__)
 
 
-def describe(guest: Guest) -> GuestState:
-    """Return the public state of a guest (`guestwire.control`)."""
+def describe(guest: Guest, budget_bytes: int | None = None) -> GuestState:
+    """Return the public state of a guest (`guestwire.control`), with its limit on pinned memory."""
     port = guest.port.status()
     window = guest.window
     try:
@@ -65,12 +76,16 @@ def describe(guest: Guest) -> GuestState:
             for index, ring in sorted(guest.rings.copy().items())
         ],
         port=PortState(
-            kind=port.kind, interface=port.interface, mode=port.mode, mode_reason=port.mode_reason
+            description=guest.config.port,
+            kind=port.kind,
+            interface=port.interface,
+            mode=port.mode,
+            mode_reason=port.mode_reason,
         ),
         memory=Memory(
             guest_bytes=window.guest_bytes if window else 0,
             pinned_bytes=port.pinned_bytes,
-            budget_bytes=None,
+            budget_bytes=budget_bytes,
         ),
         counters=Counters(
             rx=Direction(**total(pair["rx"] for pair in pairs)),
@@ -85,6 +100,13 @@ def _allow_descriptors() -> None:
     """Raise the soft limit on open files to the hard one: a guest's memory alone can be 509 of them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _budget(configuration: Configuration) -> PinnedBudget:
+    guests = {
+        guest.name: limit for guest in configuration.guest if (limit := guest.max_pinned_bytes) is not None
+    }
+    return PinnedBudget(configuration.max_pinned_bytes, guests)
 
 
 def _endpoint(config: GuestConfig) -> Endpoint:
@@ -104,7 +126,12 @@ class Daemon:
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
+        self._budget = _budget(configuration)
         self._guests: list[Guest] = []
+        # By guest: to be set when its port is to be looked at, because something has happened to it.
+        self._looks: dict[Guest, asyncio.Event] = {}
+        # Changes that no session asks for; they wait for sessions, and so not in the sessions' threads.
+        self._changes = ThreadPoolExecutor(2 * len(configuration.guest), "change")
         self._ending = asyncio.Event()
 
     def status(self) -> Status:
@@ -112,8 +139,26 @@ class Daemon:
         return Status(
             pid=os.getpid(),
             version=guestwire.__version__,
-            guests=[describe(guest) for guest in self._guests],
+            guests=[describe(guest, self._budget.limit(guest.config.name)) for guest in self._guests],
         )
+
+    async def rebind(self, name: str, description: str) -> Rebound:
+        """Bind a guest to another port (`guestwire.rebind`).
+
+        Raises:
+            GuestwireError: there is no such guest or port, or the guest cannot use it.
+        """
+        guest = next((guest for guest in self._guests if guest.config.name == name), None)
+        if guest is None:
+            known = ", ".join(guest.config.name for guest in self._guests)
+            raise ConfigurationError(
+                f"process {os.getpid()} serves no guest {name!r}; it serves: {known}", "guestwire status"
+            )
+        port = parse_port(description, self._budget.for_guest(name))
+        before = guest.config.port
+        milliseconds = await self._change(lambda: rebind(guest, description, port))
+        self._look_at(guest)
+        return Rebound(guest=name, old_port=before, port=description, milliseconds=milliseconds)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, or until every guest's connection is gone for good.
@@ -129,18 +174,23 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
         runtime = RuntimeDirectory()
-        control = ControlServer(runtime.path / CONTROL_SOCKET, self.status)
+        control = ControlServer(runtime.path / CONTROL_SOCKET, self.status, self.rebind)
         tasks: list[asyncio.Task[None]] = []
+        links: LinkMonitor | None = None
         try:
             await control.start()
-            tasks = self._start_guests(runtime.path)
+            links = self._follow_links()
+            tasks = await self._start_guests(runtime.path)
             await self._until_end(tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             for guest in self._guests:
-                self._close(guest)
+                await self._close(guest)
+            if links is not None:
+                loop.remove_reader(links)
+                links.close()
             await control.stop()
             runtime.close()
 
@@ -154,10 +204,14 @@ class Daemon:
             for failure in filter(None, served.result()):
                 raise failure
 
-    def _start_guests(self, directory: Path) -> list[asyncio.Task[None]]:
+    async def _start_guests(self, directory: Path) -> list[asyncio.Task[None]]:
         """Open every guest; one that cannot be served is logged, and matters only if it is the last."""
         self._guests = [
-            Guest(config, parse_port(config.port), directory / f"{config.name}.counters")
+            Guest(
+                config,
+                parse_port(config.port, self._budget.for_guest(config.name)),
+                directory / f"{config.name}.counters",
+            )
             for config in self._configuration.guest
         ]
         tasks = []
@@ -167,7 +221,7 @@ class Daemon:
                 endpoint = self._open(guest)
             except GuestwireError as error:
                 failure = error
-                self._give_up(guest, error)
+                await self._give_up(guest, error)
                 continue
             tasks.append(asyncio.create_task(self._serve(guest, endpoint), name=guest.config.name))
         if not tasks and failure is not None:
@@ -182,17 +236,19 @@ class Daemon:
         except BaseException:
             endpoint.close()
             raise
-        asyncio.get_running_loop().add_reader(guest.trouble_fd, guest.on_trouble)
+        asyncio.get_running_loop().add_reader(guest.trouble_fd, self._on_trouble, guest)
+        self._looks[guest] = asyncio.Event()
         return endpoint
 
-    def _close(self, guest: Guest) -> None:
+    async def _close(self, guest: Guest) -> None:
         if guest.trouble_fd >= 0:
             asyncio.get_running_loop().remove_reader(guest.trouble_fd)
-        guest.close()
+        self._looks.pop(guest, None)
+        await self._change(guest.close)
 
-    def _give_up(self, guest: Guest, error: Exception) -> None:
+    async def _give_up(self, guest: Guest, error: Exception) -> None:
         """Serve a guest no more; that of a process's only guest is shown when the process ends."""
-        self._close(guest)
+        await self._close(guest)
         guest.state = f"failed: {error}"
         if len(self._guests) > 1:
             _log_error(guest, "not served", error)
@@ -216,17 +272,79 @@ class Daemon:
         def ended(error: Exception) -> None:
             _log_error(guest, "the session ended", error)
 
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def config_changed() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        guest.config_changed = config_changed
         guest.state = waiting
         where = guest.config.socket_path or f"file descriptor {guest.config.fd}"
         guest.log.info("%s on %s, port %s", waiting, where, guest.config.port)
+        following = asyncio.create_task(self._follow_port(guest, self._looks[guest]))
+        watching = asyncio.create_task(_watch_share(guest))
         try:
-            await serve(endpoint, session, ended)
+            await serve(endpoint, session, ended, changed)
         except Exception as error:
-            self._give_up(guest, error)
+            await self._give_up(guest, error)
             raise
+        finally:
+            following.cancel()
+            watching.cancel()
         # An inherited connection is gone, and no other can come.
         self._guests.remove(guest)
-        self._close(guest)
+        await self._close(guest)
+
+    # --- what happens to ports -----------------------------------------------------------------------
+
+    async def _change(self, function: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._changes, function)
+
+    def _follow_links(self) -> LinkMonitor | None:
+        """Look at a port whenever something happens to its interface."""
+        try:
+            links = LinkMonitor()
+        except GuestwireError as error:
+            log.warning("link changes will not be noticed: %s; %s", error, error.remedy)
+            return None
+        asyncio.get_running_loop().add_reader(links, self._on_link_events, links)
+        return links
+
+    def _on_link_events(self, links: LinkMonitor) -> None:
+        events = links.read()
+        changed = None if events is None else {event.index for event in events}
+        for guest in self._looks:
+            if changed is None or guest.port.interface_index in changed:
+                self._look_at(guest)
+
+    def _on_trouble(self, guest: Guest) -> None:
+        if guest.on_trouble():
+            self._look_at(guest)
+
+    def _look_at(self, guest: Guest) -> None:
+        """Have a guest's port looked at, if it is one that can change."""
+        if guest in self._looks and guest.port.interface_index is not None:
+            self._looks[guest].set()
+
+    async def _follow_port(self, guest: Guest, look: asyncio.Event) -> None:
+        while await look.wait():
+            look.clear()
+            try:
+                await self._change(guest.follow_port)
+            except Exception as error:  # the next event has another chance
+                _log_error(guest, "its port cannot be looked at", error)
+
+
+async def _watch_share(guest: Guest) -> None:
+    """Warn when a guest that was to have zero copy has it no more."""
+    watch = ShareWatch()
+    while True:
+        await asyncio.sleep(SHARE_WATCH_SECONDS)
+        if guest.port.status().asked_mode != "zero-copy":
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            for sentence in watch.look(read_counters(guest.counters_path)):
+                guest.log.warning("%s", sentence)
 
 
 def _log_error(guest: Guest, what: str, error: Exception) -> None:

@@ -1,53 +1,55 @@
 """One guest: the device that its vhost-user session drives, between its rings and its port.
 
-Threads. The session calls the device's methods from one thread at a time. Each queue pair has a worker of
-its own while it is attached (`_update` says when): there is no other way to pause
-a worker than to end it, so that whatever changes (memory, a ring) changes while nobody looks. ``on_trouble``
-runs in the event loop, and may never wait for a frontend there.
+Threads. Whoever changes the guest holds `Guest.lock`: the session, which calls the device's methods in a
+thread of asyncio's pool, `Guest.follow_port` after an event of the interface, and `guestwire.rebind`. The
+event loop never takes it, because some changes wait for the kernel or the NIC; what it asks for is replaced
+in one store and never changed in place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import msgspec
 
 from guestwire import offer
 from guestwire.config import GuestConfig
 from guestwire.datapath.counters import Counters
-from guestwire.datapath.queue_pair import QueuePair
-from guestwire.datapath.split_ring import SplitRing
 from guestwire.datapath.window import Window
 from guestwire.errors import FrontendError, GuestwireError, HostError
-from guestwire.eventfds import Signals, require_kick
 from guestwire.ports.base import Port
+from guestwire.ports.simple import SimplePort
+from guestwire.queue_pairs import QueuePairs, Ring, host_refuses
 from guestwire.vhost_user.constants import ConfigFlag
 from guestwire.vhost_user.device import RingConfiguration
 from guestwire.vhost_user.memory import MemoryRegion
 from guestwire.virtio.features import Feature
-from guestwire.virtio.ring_errors import RingError
-from guestwire.worker import Worker
+from guestwire.virtio.net_config import NetStatus
+
+USUAL_MTU = 1500  # of a driver that was not told
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
-def _nobody() -> int:
-    """Return a descriptor that takes signals for nobody."""
-    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+def _alone(
+    method: Callable[Concatenate[Guest, _Arguments], _Result],
+) -> Callable[Concatenate[Guest, _Arguments], _Result]:
+    """Let a method hold the guest's lock."""
 
+    @functools.wraps(method)
+    def locked(guest: Guest, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with guest.lock:
+            return method(guest, *args, **kwargs)
 
-@dataclasses.dataclass(slots=True)
-class _Ring:
-    """A running ring. `call_fd` is a number of our own: dup2 puts another file behind it at any time."""
-
-    configuration: RingConfiguration
-    base: int
-    enabled: bool
-    call_fd: int
-    error_fd: int | None
-    error: str | None = None
+    return locked
 
 
 class Guest:
@@ -57,20 +59,28 @@ class Guest:
         config: complete (`guestwire.config.complete`).
         port: not yet opened; the guest opens and closes it.
         counters_path: the counter file to create.
+
+    Attributes:
+        lock: held by whoever changes the guest.
+        rebinding: held by whoever binds it to another port, before and after that as well.
+        lost: why the guest has no port that works; None if it has one.
+        closed: whether it is served no more.
+        net_config: the configuration space as the driver may read it now.
+        config_changed: called, in any thread, when `net_config` has changed; returns at once.
     """
 
     def __init__(self, config: GuestConfig, port: Port, counters_path: Path) -> None:
         self.config, self.port, self.counters_path = config, port, counters_path
         self.log = logging.getLogger(f"guestwire.guest.{config.name}")
-        self.state = "starting"
-        self.features = Feature(0)
-        self.window: Window | None = None
-        self.rings: dict[int, _Ring] = {}
-        self.trouble_fd = -1
-        self._attached: dict[int, Worker] = {}
-        self._trouble = threading.Lock()  # held while an error descriptor is looked at or changed
-        self._signals = Signals()
-        self._counters: Counters | None = None
+        self.lock = threading.RLock()
+        self.rebinding = threading.Lock()
+        self.pairs = QueuePairs(config, self.log, port)
+        self.lost: str | None = None
+        self.closed = False
+        self.net_config = offer.net_config(config, port.mtu, NetStatus(0))
+        self.config_changed: Callable[[], None] = _tell_nobody
+        self._regions: Sequence[MemoryRegion] = ()
+        self._frontend_mtu: int | None = None
 
     def open(self) -> None:
         """Open the port and create the counter file.
@@ -78,29 +88,70 @@ class Guest:
         Raises:
             GuestwireError: the port cannot be opened.
         """
-        if self.config.queue_pairs > self.port.max_queue_pairs:
-            raise HostError(
-                f"guest {self.config.name}: port {self.config.port} serves {self.port.max_queue_pairs} queue "
-                f"pairs, not {self.config.queue_pairs}",
-                f"use queue_pairs = {self.port.max_queue_pairs}",
-            )
+        offer.require_queue_pairs(self.config, self.config.port, self.port)
         self.port.open(self.config.queue_pairs)
-        with _host_refuses("make the counter file"):
-            self.trouble_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.show_link()
+        with host_refuses("make the counter file"):
             fd = os.open(self.counters_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             try:
-                self._counters = Counters(fd, self.config.queue_pairs)
+                self.pairs.open(Counters(fd, self.config.queue_pairs))
             finally:
                 os.close(fd)
 
+    @_alone
     def close(self) -> None:
         """Release everything; the session is closed already. Closing twice is harmless."""
+        self.closed = True
         self.port.close()
-        if self.trouble_fd >= 0:
-            os.close(self.trouble_fd)
-            self.trouble_fd = -1
+        self.pairs.close()
         with contextlib.suppress(FileNotFoundError):
             self.counters_path.unlink()
+
+    # --- what it is, for whoever looks ---------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """What people are told (`guestwire.control`)."""
+        if self.lost is not None and not self.closed:
+            return f"failed: {self.lost}; {self._rebind_command}"
+        return self.pairs.state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self.pairs.state = state
+
+    @property
+    def features(self) -> Feature:
+        """What the driver accepted."""
+        return self.pairs.features
+
+    @property
+    def window(self) -> Window | None:
+        """The guest's memory."""
+        return self.pairs.window
+
+    @property
+    def rings(self) -> dict[int, Ring]:
+        """The running rings, by number."""
+        return self.pairs.rings
+
+    @property
+    def trouble_fd(self) -> int:
+        """Readable when `on_trouble` has something to do; -1 before `open` and after `close`."""
+        return self.pairs.trouble_fd
+
+    @property
+    def mtu(self) -> int:
+        """The longest payload of a frame that the guest may send, in bytes, as far as we know."""
+        if self._frontend_mtu is not None:
+            return self._frontend_mtu
+        if Feature.VIRTIO_NET_F_MTU in self.features:
+            return self.net_config.mtu
+        return min(USUAL_MTU, self.port.mtu)
+
+    @property
+    def _rebind_command(self) -> str:
+        return f"guestwire rebind {self.config.name} PORT"
 
     # --- what is offered ---------------------------------------------------------------------------
 
@@ -118,7 +169,7 @@ class Guest:
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Return bytes of struct virtio_net_config (virtio 1.3, 5.1.4)."""
-        return offer.net_config(self.config, self.port).read(offset, size)
+        return self.net_config.read(offset, size)
 
     def write_config(self, offset: int, data: bytes, flag: ConfigFlag) -> None:
         """Refuse a change: every field is read-only for a driver; migration may write what is there."""
@@ -129,13 +180,15 @@ class Guest:
 
     # --- what the frontend says ----------------------------------------------------------------------
 
+    @_alone
     def set_features(self, features: int) -> None:
         """Take what the driver accepted."""
-        self.features = Feature(features)
+        self.pairs.features = Feature(features)
 
     def set_status(self, status: int) -> None:
         """Nothing depends on the device status: rings start and stop by their own requests."""
 
+    @_alone
     def set_mtu(self, mtu: int) -> None:
         """Refuse an MTU whose frames the port cannot carry."""
         if mtu > self.port.mtu:
@@ -143,251 +196,167 @@ class Guest:
                 f"the guest was promised an MTU of {mtu}, port {self.config.port} carries {self.port.mtu}",
                 f"start the guest with host_mtu={self.port.mtu}, or raise the interface's MTU",
             )
+        self._frontend_mtu = mtu
 
+    @_alone
     def announce(self, mac: bytes) -> None:
         """Tell the network where the guest is now."""
         self.port.announce(mac)
 
+    @_alone
     def reset(self) -> None:
         """Forget what the driver accepted; no ring runs."""
-        self.features = Feature(0)
-        self._signals = Signals()
+        self.pairs.reset()
+        self._frontend_mtu = None
+        self.show_link()
 
+    @_alone
     def set_memory(self, regions: Sequence[MemoryRegion]) -> None:
         """Map a new window, while no worker looks, and go on with it."""
-        window = None
-        if regions:
-            frames = self.port.bounce_frames * self.config.queue_pairs
-            table = [(r.guest_address, r.user_address, r.size, r.fd, r.mmap_offset) for r in regions]
-            try:
-                window = Window(table, bounce_frames=frames)
-            except (OSError, ValueError) as error:
-                raise HostError(
-                    f"guest {self.config.name}: its memory cannot be mapped: {error}",
-                    "share it: -object memory-backend-memfd,share=on",
-                ) from error
-        old = self.window
+        window = self._map(regions, self.port)
+        old, port = self.window, self.pairs.port
         try:
-            self._move(window)
+            self.pairs.move(window, port)
         except GuestwireError:
             # As it was before: the session tells the frontend, or ends.
             try:
-                self._move(old)
+                self.pairs.move(old, port)
             except GuestwireError as error:
                 self.state = f"failed: {error}"
                 self.log.error("cannot go on with the old memory either: %s; %s", error, error.remedy)
             if window is not None:
                 window.close()
             raise
+        self._regions = regions
         if old is not None:
             old.close()
 
-    def _move(self, window: Window | None) -> None:
-        """Let every pair at work go on in another window."""
-        for pair in list(self._attached):
-            self._detach(pair)
-        self.window = window
-        for pair in range(self.config.queue_pairs):
-            self._update(pair)
+    def _map(self, regions: Sequence[MemoryRegion], port: Port) -> Window | None:
+        if not regions:
+            return None
+        table = [(r.guest_address, r.user_address, r.size, r.fd, r.mmap_offset) for r in regions]
+        try:
+            return Window(table, bounce_frames=port.bounce_frames * self.config.queue_pairs)
+        except (OSError, ValueError) as error:
+            raise HostError(
+                f"guest {self.config.name}: its memory cannot be mapped: {error}",
+                "share it: -object memory-backend-memfd,share=on",
+            ) from error
 
-    # --- rings ---------------------------------------------------------------------------------------
+    def window_for(self, port: Port) -> Window | None:
+        """Return a window as this port needs it: the present one, or else a new one on the same memory.
 
+        Raises:
+            HostError: the memory cannot be mapped once more.
+        """
+        if port.bounce_frames == self.port.bounce_frames:
+            return self.window
+        return self._map(self._regions, port)
+
+    @_alone
     def start_ring(self, index: int, ring: RingConfiguration) -> None:
         """Start a ring; with the second of a pair the pair goes to work."""
-        with _host_refuses(f"start ring {index}"):
-            if ring.kick_fd is not None:
-                require_kick(index, ring.kick_fd)
-            call_fd = _nobody() if ring.call_fd is None else os.dup(ring.call_fd)
-        self.rings[index] = _Ring(ring, ring.base, ring.enabled, call_fd, ring.error_fd)
-        try:
-            self._update(index // 2)
-        except BaseException:
-            os.close(self.rings.pop(index).call_fd)
-            raise
+        self.pairs.start_ring(index, ring)
 
+    @_alone
     def stop_ring(self, index: int) -> int:
         """Stop a ring; its pair ends work until both run again."""
-        try:
-            self._detach(index // 2)
-        finally:
-            with self._trouble:
-                ring = self.rings.pop(index)
-            os.close(ring.call_fd)
-            if not self.rings:
-                self.state = "connected"
-        return ring.base
+        return self.pairs.stop_ring(index)
 
+    @_alone
     def enable_ring(self, index: int, enabled: bool) -> None:
         """Let a running ring have its effect, or not."""
-        ring = self.rings[index]
-        before, ring.enabled = ring.enabled, enabled
-        try:
-            self._update(index // 2)
-        except GuestwireError:
-            ring.enabled = before
-            raise
+        self.pairs.enable_ring(index, enabled)
 
+    @_alone
     def set_ring_call(self, index: int, fd: int | None) -> None:
-        """Replace the file that the worker signals, without a moment in which there is none."""
-        with _host_refuses(f"replace the call descriptor of ring {index}"):
-            if fd is not None:
-                os.dup2(fd, self.rings[index].call_fd, inheritable=False)
-                return
-            nobody = _nobody()
-            os.dup2(nobody, self.rings[index].call_fd, inheritable=False)
-            os.close(nobody)
+        """Replace the file that the worker signals."""
+        self.pairs.set_ring_call(index, fd)
 
+    @_alone
     def set_ring_error(self, index: int, fd: int | None) -> None:
         """Remember whom to tell when the ring breaks."""
-        with self._trouble:
-            self.rings[index].error_fd = fd
+        self.pairs.set_ring_error(index, fd)
 
-    def _update(self, pair: int) -> None:
-        """Attach or detach a pair, as its rings now want it.
+    # --- what the port says --------------------------------------------------------------------------
 
-        It is at work while both of its rings run and at least one is enabled. A pair with both disabled is
-        left alone altogether: User-Mode Linux disables the rings of a device that goes, and frees their
-        memory, without stopping them. (Frames of a transmit ring disabled by itself are dropped.)
+    def on_trouble(self) -> bool:
+        """Say what workers have found broken; return whether `follow_port` is to be called.
+
+        For the event loop, where nobody is waited for.
         """
-        rx, tx = self.rings.get(2 * pair), self.rings.get(2 * pair + 1)
-        if rx is None or tx is None or not (rx.enabled or tx.enabled):
-            self._detach(pair)
+        self.pairs.on_trouble()
+        return self.pairs.port_gone
+
+    @_alone
+    def follow_port(self) -> None:
+        """Look at the port's interface after an event of it, and tell the guest what has changed."""
+        if self.closed or self.lost is not None:
             return
-        if pair in self._attached:
-            self._enable(pair)
-        else:
-            self._attach(pair)
-
-    def _enable(self, pair: int) -> None:
-        rx, tx = self.rings[2 * pair], self.rings[2 * pair + 1]
-        self._attached[pair].pair.enable(rx=rx.enabled, tx=tx.enabled)
-
-    def _split_ring(self, window: Window, index: int) -> SplitRing:
-        ring = self.rings[index]
-        ring.error = None
-        c = ring.configuration
-        try:
-            return SplitRing(
-                window,
-                c.size,
-                window.translate_user(c.descriptor_address, 16 * c.size),
-                window.translate_user(c.available_address, 6 + 2 * c.size),
-                window.translate_user(c.used_address, 6 + 8 * c.size),
-                base=ring.base,
-                receive=index % 2 == 0,
-                event_index=Feature.VIRTIO_F_EVENT_IDX in self.features,
-                indirect=Feature.VIRTIO_F_INDIRECT_DESC in self.features,
-                kick_fd=-1 if c.kick_fd is None else c.kick_fd,
-                call_fd=ring.call_fd,
-            )
-        except ValueError as error:
-            raise FrontendError(f"ring {index} cannot start: {error}") from error
-
-    def _attach(self, pair: int) -> None:
-        """Put a pair of running rings to work on the port."""
-        assert self._counters is not None
-        if self.window is None:
-            raise FrontendError(f"queue pair {pair} cannot start: there is no guest memory")
-        rx, tx = (self._split_ring(self.window, index) for index in (2 * pair, 2 * pair + 1))
-        sizes = [self.rings[index].configuration.size for index in (2 * pair, 2 * pair + 1)]
-        mergeable = Feature.VIRTIO_NET_F_MRG_RXBUF in self.features
-        modern = Feature.VIRTIO_F_VERSION_1 in self.features
-        port = self.port.attach(pair, self.window, max(sizes))
-        try:
-            with _host_refuses(f"start queue pair {pair}"):
-                work = QueuePair(
-                    self.window,
-                    port,
-                    rx,
-                    tx,
-                    header_size=12 if mergeable or modern else 10,
-                    mergeable=mergeable,
-                    counters=self._counters,
-                    index=pair,
-                    poll_us=self.config.poll_us,
-                    trouble_fd=self.trouble_fd,
-                )
-            cpus = self.config.cpus
-            worker = Worker(work, f"{self.config.name}/{pair}", cpus[pair % len(cpus)] if cpus else None)
-            self._attached[pair] = worker
-            self._enable(pair)
-            work.post()
-            self.port.resume(pair)
-            worker.start()
-        except BaseException:
-            self._attached.pop(pair, None)
-            self.port.detach(pair)
-            raise
-        self.state = "running"
-
-    def _detach(self, pair: int) -> None:
-        """End a pair's work: nothing of it is lost, and each ring's base is exact afterwards."""
-        worker = self._attached.pop(pair, None)
-        if worker is None:
+        before = self.port.mtu
+        attach_anew = self.port.refresh()
+        if self.port.gone or self.pairs.port_gone:
+            self.lose_port(f"the interface of port {self.config.port} is gone")
             return
-        self.port.quiesce(pair)
-        worker.stop()
-        try:
-            self.port.detach(pair)
-        finally:
-            owed = worker.pair.settle()
-            self._note_trouble(pair, worker.pair)
-            rings = (worker.pair.rx, worker.pair.tx)
-            for index, (ring, call) in enumerate(zip(rings, owed, strict=True), 2 * pair):
-                self.rings[index].base = ring.base
-                if call:
-                    with contextlib.suppress(OSError):
-                        self._signals.send("call", index, self.rings[index].call_fd)
-
-    # --- trouble -------------------------------------------------------------------------------------
-
-    def on_trouble(self) -> None:
-        """A worker has found a broken ring or window."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.trouble_fd)
-        for pair, worker in list(self._attached.items()):
-            self._note_trouble(pair, worker.pair)
-
-    def _note_trouble(self, pair: int, work: QueuePair) -> None:
-        """Say what a worker has found broken, and tell the frontend."""
-        fault = work.window.fault
-        for index, ring in ((2 * pair, work.rx), (2 * pair + 1, work.tx)):
-            if ring.error:
-                self._ring_broke(index, _explain(ring.error), "reset the guest's network device to go on")
-            elif fault:
-                self._ring_broke(index, fault, "start the virtual machine anew")
-        if fault:
-            self.state = f"failed: {fault}"
-        elif work.port.gone and not self.state.startswith("failed"):
-            self.state = f"failed: the interface of port {self.config.port} is gone"
-            self.log.error("%s; start guestwire again when it is back", self.state.removeprefix("failed: "))
-
-    def _ring_broke(self, index: int, why: str, remedy: str) -> None:
-        with self._trouble:
-            ring = self.rings.get(index)
-            if ring is None or ring.error:
+        if attach_anew:
+            try:
+                self.pairs.move(self.window, self.port)
+            except GuestwireError as error:
+                self.lose_port(f"port {self.config.port}: {error}")
                 return
-            ring.error = why
-            self.log.error("ring %d is stopped: %s; %s", index, why, remedy)
-            if ring.error_fd is not None:
-                with contextlib.suppress(OSError):
-                    self._signals.send("error", index, ring.error_fd)
+            self.log.info("the MTU of port %s is %d now, was %d", self.config.port, self.port.mtu, before)
+            self._warn_of_mtu()
+        was_up = self.net_config.status
+        self.show_link()
+        if self.net_config.status != was_up:
+            self.log.info("the link is %s", "up" if self.net_config.status else "down")
+
+    def _warn_of_mtu(self) -> None:
+        """Say so if the port carries less than the guest was told, which it cannot be told otherwise."""
+        if self.port.mtu < self.mtu:
+            interface = self.port.status().interface
+            self.log.warning(
+                "the guest may send frames for an MTU of %d: longer ones than for %d are dropped (too_long); "
+                "ip link set dev %s mtu %d",
+                self.mtu,
+                self.port.mtu,
+                interface,
+                self.mtu,
+            )
+
+    def lose_port(self, why: str) -> None:
+        """Go on without a port: the link is down, and what the guest sends is dropped and counted.
+
+        Until `bind`. The lock is held.
+        """
+        self.lost = why
+        self.log.error("%s; %s", why, self._rebind_command)
+        try:
+            self.pairs.move(self.window, SimplePort("null"))
+        except GuestwireError as error:
+            self.log.error("its rings stand still: %s; %s", error, error.remedy)
+        self.show_link()
+
+    def bind(self, description: str, port: Port) -> None:
+        """Belong to this port from now on. The lock is held, and the queue pairs are on the port already."""
+        self.port, self.lost = port, None
+        self.config = msgspec.structs.replace(self.config, port=description)
+        self.show_link()
+
+    def show_link(self, *, up: bool = True) -> None:
+        """Bring the configuration space up to date; the link is down at least if it is not `up`.
+
+        The MTU stays what it was for a driver that has accepted it: "The device MUST NOT modify mtu once
+        it has been set" (virtio 1.3, 5.1.4.1).
+        """
+        up = up and self.lost is None and self.port.link_up
+        fixed = Feature.VIRTIO_NET_F_MTU in self.features
+        mtu = self.net_config.mtu if fixed else self.port.mtu
+        now = offer.net_config(self.config, mtu, NetStatus.LINK_UP if up else NetStatus(0))
+        if now != self.net_config:
+            self.net_config = now
+            self.config_changed()
 
 
-@contextlib.contextmanager
-def _host_refuses(what: str) -> Iterator[None]:
-    """Say what could not be done when the machine is out of something, most often of descriptors."""
-    try:
-        yield
-    except OSError as error:
-        raise HostError(
-            f"cannot {what}: {error.strerror or error}",
-            "raise the limit on open files (ulimit -n 65536, LimitNOFILE= in a systemd unit); df -h /run",
-        ) from error
-
-
-def _explain(error: tuple[int, int, int]) -> str:
-    """Say what a driver did wrong: a `SplitRing.error` in words."""
-    number, head, value = error
-    kind = next(kind for kind in RingError if kind == number)
-    return f"{kind.summary} (head {head}, value {value:#x}; virtio 1.3, {kind.section})"
+def _tell_nobody() -> None:
+    """Nobody reads the configuration space."""

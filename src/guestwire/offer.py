@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 
 from guestwire.config import GuestConfig
+from guestwire.errors import HostError
 from guestwire.ports.base import Port
 from guestwire.ports.simple import LONGEST_MTU
 from guestwire.vhost_user.constants import ProtocolFeature
-from guestwire.virtio.features import Feature
-from guestwire.virtio.net_config import NetConfig
+from guestwire.virtio.features import Feature, names
+from guestwire.virtio.net_config import NetConfig, NetStatus
 
 FEATURES = (
     Feature.VIRTIO_F_VERSION_1
@@ -52,7 +53,49 @@ def features(config: GuestConfig, port: Port) -> Feature:
     return offered
 
 
-def net_config(config: GuestConfig, port: Port) -> NetConfig:
+def net_config(config: GuestConfig, mtu: int, status: NetStatus) -> NetConfig:
     """Return the configuration space, for frontends that read it."""
     mac = bytes.fromhex(config.mac.replace(":", "")) if config.mac else default_mac(config.name)
-    return NetConfig(mac=mac, max_queue_pairs=config.queue_pairs, mtu=port.mtu)
+    return NetConfig(mac=mac, status=status, max_queue_pairs=config.queue_pairs, mtu=mtu)
+
+
+def require_queue_pairs(config: GuestConfig, description: str, port: Port) -> None:
+    """Make sure that a port can serve all queue pairs on offer.
+
+    Raises:
+        HostError: it cannot.
+    """
+    if config.queue_pairs > port.max_queue_pairs:
+        raise HostError(
+            f"guest {config.name}: port {description} serves {port.max_queue_pairs} queue pairs, "
+            f"not {config.queue_pairs}",
+            f"use queue_pairs = {port.max_queue_pairs}",
+        )
+
+
+def require_port(config: GuestConfig, description: str, port: Port, accepted: Feature, mtu: int) -> None:
+    """Make sure that a guest that runs can go on with another port, which is open.
+
+    Args:
+        config: the guest's.
+        description: the words that name the port.
+        port: the other port.
+        accepted: the features that the guest's driver accepted from the present one. VIRTIO_NET_F_MTU is
+            a promise that any port keeps that carries as much, also one without a limit.
+        mtu: the longest payload of a frame that the guest may send, in bytes.
+
+    Raises:
+        HostError: it cannot; the message says why.
+    """
+    offered = features(config, port) | Feature.VIRTIO_NET_F_MTU
+    if missing := accepted & ~offered:
+        raise HostError(
+            f"guest {config.name} uses {', '.join(names(missing))}, port {description} cannot offer that",
+            "bind it to another port, or reset the guest's network device without these features",
+        )
+    if mtu > port.mtu:
+        interface = port.status().interface
+        raise HostError(
+            f"guest {config.name} may send frames for an MTU of {mtu}, port {description} carries {port.mtu}",
+            f"ip link set dev {interface} mtu {mtu}" if interface else "bind it to another port",
+        )

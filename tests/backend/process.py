@@ -77,6 +77,8 @@ class Backend:
         wrapper: a command that runs it, such as one that takes rights from it.
     """
 
+    start_seconds = 10.0
+
     def __init__(
         self,
         folder: Path,
@@ -98,19 +100,23 @@ class Backend:
             self._arguments += ["--socket-path", str(self.socket), "--port", port]
         self.process: subprocess.Popen[bytes]
 
-    def __enter__(self) -> Self:
-        self.process = processes.spawn(
+    def _start(self) -> subprocess.Popen[bytes]:
+        return processes.spawn(
             [*self._wrapper, *COMMAND, "run", *self._arguments],
             self.log,
             namespace=self._namespace,
             environment=self._environment,
         )
+
+    def __enter__(self) -> Self:
+        self.process = self._start()
         # Its own log says when it listens: the socket of a killed predecessor may still lie there.
         wait_until(
             lambda: (
                 len(re.findall("(listening|connecting) on", self.text())) >= len(self.sockets)
                 or self.process.poll() is not None
-            )
+            ),
+            self.start_seconds,
         )
         assert self.process.poll() is None, self.text()
         return self
@@ -157,6 +163,10 @@ class Backend:
         """The one guest of `guestwire status --json`."""
         (guest,) = self.guests().values()
         return guest
+
+    def resources_at_rest(self) -> dict[str, int]:
+        """The same while it is not just looking at an interface, as it does after every event of one."""
+        return min((self.resources() for _ in range(200)), key=lambda held: sorted(held.items()))
 
     def resources(self) -> dict[str, int]:
         """What must not grow: descriptors and shared mappings.

@@ -13,10 +13,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from guestwire.control import LONGEST_REQUEST, ControlServer, Status, ask_status
-from guestwire.errors import HostError
+from guestwire.control import LONGEST_REQUEST, ControlServer, Rebound, Status, ask_rebind, ask_status
+from guestwire.errors import ConfigurationError, HostError
 
 STATUS = Status(pid=1, version="1", guests=[])
+
+
+async def rebind(guest: str, port: str) -> Rebound:
+    """Takes a moment, in which others are answered; only vm1 is there."""
+    await asyncio.sleep(0.01)
+    if guest != "vm1":
+        raise ConfigurationError(f"no guest {guest}", "look for it")
+    return Rebound(guest=guest, old_port="echo", port=port, milliseconds=1.5)
 
 
 @contextlib.contextmanager
@@ -25,7 +33,7 @@ def served(path: Path, status: Callable[[], Status]) -> Iterator[None]:
     ready, loop, end = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
 
     async def serve() -> None:
-        server = ControlServer(path, status)
+        server = ControlServer(path, status, rebind)
         await server.start()
         ready.set()
         await end.wait()
@@ -73,7 +81,9 @@ def test_status(path: Path) -> None:
         (b"status\n", "this is no request"),
         (b"{}\n", "missing required field `command`"),
         (b'{"command": "status", "more": 1}\n', "unknown field `more`"),
-        (b'{"command": "stop"}\n', "unknown command 'stop'"),
+        (b'{"command": "stop"}\n', "Invalid value 'stop' - at `$.command`"),
+        (b'{"command": "rebind", "guest": "vm1"}\n', "missing required field `port`"),
+        (b'{"command": "rebind", "guest": 1, "port": "echo"}\n', "Expected `str`, got `int` - at `$.guest`"),
         (b"\xff\n", "this is no request"),
     ],
 )
@@ -102,7 +112,26 @@ def test_a_status_that_cannot_be_made(path: Path) -> None:
         raise HostError("no counters", "look for them")
 
     with served(path, fail):
-        assert talk(path, b'{"command": "status"}\n') == [{"error": "no counters", "remedy": "look for them"}]
+        answer = {"error": "no counters", "remedy": "look for them", "exit_code": 3}
+        assert talk(path, b'{"command": "status"}\n') == [answer]
+        with pytest.raises(HostError, match="no counters") as caught:
+            ask_status(path)
+        assert caught.value.remedy == "look for them"
+
+
+def test_rebind(path: Path) -> None:
+    with served(path, lambda: STATUS):
+        done = ask_rebind(path, "vm1", "null")
+        assert done == Rebound(guest="vm1", old_port="echo", port="null", milliseconds=1.5)
+        request = b'{"command": "rebind", "guest": "vm1", "port": "null"}\n'
+        answer = {"guest": "vm1", "old_port": "echo", "port": "null", "milliseconds": 1.5}
+        assert talk(path, request) == [answer]
+
+
+def test_a_rebind_that_is_refused_is_the_same_error_at_the_other_end(path: Path) -> None:
+    with served(path, lambda: STATUS), pytest.raises(ConfigurationError, match="no guest vm2") as caught:
+        ask_rebind(path, "vm2", "null")
+    assert caught.value.remedy == "look for it"
 
 
 def test_nobody_answers(path: Path) -> None:
@@ -115,7 +144,7 @@ def test_nobody_answers(path: Path) -> None:
 
 
 def test_a_path_that_is_too_long(tmp_path: Path) -> None:
-    server = ControlServer(tmp_path / ("x" * 100) / "control.sock", lambda: STATUS)
+    server = ControlServer(tmp_path / ("x" * 100) / "control.sock", lambda: STATUS, rebind)
     with pytest.raises(HostError, match="AF_UNIX path too long") as caught:
         asyncio.run(server.start())
     assert "GUESTWIRE_RUNTIME_DIRECTORY" in str(caught.value.remedy)

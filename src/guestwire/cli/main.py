@@ -10,6 +10,7 @@ from rich.console import Console
 import guestwire
 from guestwire.cli.demo import demo
 from guestwire.cli.doctor import doctor
+from guestwire.cli.rebind import rebind
 from guestwire.cli.run import run
 from guestwire.cli.status import status
 from guestwire.errors import GuestwireError
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(status)
+app.command()(rebind)
 app.command()(doctor)
 app.command()(demo)
 

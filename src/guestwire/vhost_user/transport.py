@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -84,11 +86,16 @@ class Connection:
     Args:
         connection: a non-blocking stream socket; closed when `run` ends.
         session: closed when `run` ends.
+        changed: set whenever the device configuration space has changed; cleared by `run`, which tells
+            the frontend.
     """
 
-    def __init__(self, connection: socket.socket, session: Session) -> None:
+    def __init__(
+        self, connection: socket.socket, session: Session, changed: asyncio.Event | None = None
+    ) -> None:
         self._socket = connection
         self._session = session
+        self._changed = changed or asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self) -> None:
@@ -98,12 +105,14 @@ class Connection:
             FrontendError: the frontend broke the protocol.
             GuestwireError: the device could not go on.
         """
+        announcing = asyncio.create_task(self._announce_changes())
         try:
             while await self._serve_message():
                 pass
         except (BrokenPipeError, ConnectionResetError):
             _log.debug("the frontend has gone")
         finally:
+            announcing.cancel()
             self._socket.close()
             async with self._one_at_a_time:
                 await _in_thread(self._session.close)
@@ -123,10 +132,17 @@ class Connection:
             await asyncio.get_running_loop().sock_sendall(self._socket, reply)
         return True
 
+    async def _announce_changes(self) -> None:
+        while await self._changed.wait():
+            self._changed.clear()
+            await self.announce_config_change()
+
     async def announce_config_change(self) -> None:
         """Tell the frontend that the device configuration space has changed, if it wants to know.
 
-        A frontend that does not read is not waited for: that is logged, and it goes without.
+        The message is written by a thread of its own: O_NONBLOCK belongs to the open file, which the
+        frontend shares, so it can take that off again, and make us wait for as long as it likes.
+        Nobody waits but the caller.
         """
         async with self._one_at_a_time:
             change = self._session.config_change()
@@ -134,16 +150,38 @@ class Connection:
                 return
             descriptor, message = change
             try:
-                written = os.write(descriptor, message)
+                descriptor = os.dup(descriptor)
             except OSError as error:
                 _log.warning("cannot announce a configuration change: %s", error.strerror)
                 return
-        if written != len(message):
+        loop = asyncio.get_running_loop()
+        written = asyncio.Event()
+
+        def write() -> None:
+            _write(descriptor, message)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(written.set)
+
+        threading.Thread(target=write, name="configuration change", daemon=True).start()
+        await written.wait()
+
+
+def _write(descriptor: int, message: bytes) -> None:
+    """Write a message to a descriptor, which is closed then."""
+    try:
+        if os.write(descriptor, message) != len(message):
             _log.warning("cannot announce a configuration change: the frontend does not read")
+    except OSError as error:
+        _log.warning("cannot announce a configuration change: %s", error.strerror)
+    finally:
+        os.close(descriptor)
 
 
 async def serve(
-    endpoint: Endpoint, open_session: Callable[[], Session], ended: Callable[[Exception], None]
+    endpoint: Endpoint,
+    open_session: Callable[[], Session],
+    ended: Callable[[Exception], None],
+    changed: asyncio.Event | None = None,
 ) -> None:
     """Run a session on each connection of an endpoint, one after the other, until it has no more.
 
@@ -152,11 +190,12 @@ async def serve(
         open_session: makes the session for a connection.
         ended: is told why a session ended, unless the frontend just went away.  The next connection
             is waited for all the same.
+        changed: as for `Connection`.
     """
     try:
         while (connection := await endpoint.connection()) is not None:
             try:
-                await Connection(connection, open_session()).run()
+                await Connection(connection, open_session(), changed).run()
             except Exception as error:  # whatever became of one frontend, the next is served
                 connection.close()
                 ended(error)

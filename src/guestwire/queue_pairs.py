@@ -1,0 +1,328 @@
+"""A guest's rings, and the workers that run them in pairs between its memory and a port.
+
+Each queue pair has a worker of its own while it is attached (`QueuePairs._update` says when). There is no
+other way to pause a worker than to end it, so that whatever changes (memory, port, a ring) changes while
+nobody looks: `QueuePairs.move` is how a guest at work gets other memory or another port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Iterator
+
+from guestwire.config import GuestConfig
+from guestwire.datapath.counters import Counters
+from guestwire.datapath.queue_pair import QueuePair
+from guestwire.datapath.split_ring import SplitRing
+from guestwire.datapath.window import Window
+from guestwire.errors import FrontendError, HostError
+from guestwire.eventfds import Signals, require_kick
+from guestwire.ports.base import Port
+from guestwire.vhost_user.device import RingConfiguration
+from guestwire.virtio.features import Feature
+from guestwire.virtio.ring_errors import RingError
+from guestwire.worker import Worker
+
+
+@dataclasses.dataclass(slots=True)
+class Ring:
+    """A running ring. `call_fd` is a number of our own: dup2 puts another file behind it at any time."""
+
+    configuration: RingConfiguration
+    base: int
+    enabled: bool
+    call_fd: int
+    error_fd: int | None
+    error: str | None = None
+
+
+class QueuePairs:
+    """All rings of a guest.
+
+    What the methods change they change for one caller at a time; `on_trouble` may be called meanwhile.
+
+    Args:
+        config: the guest's.
+        log: the guest's.
+        port: open whenever a pair is at work.
+
+    Attributes:
+        window: the guest's memory; None before there is any.
+        port: where a pair goes to work next. Like `window` it is replaced by `move`.
+        features: what the driver accepted; they change while no ring runs.
+        rings: the running rings, by number.
+        state: what the rings are doing, in words (`guestwire.control`).
+        trouble_fd: readable when a worker has found something broken.
+    """
+
+    def __init__(self, config: GuestConfig, log: logging.Logger, port: Port) -> None:
+        self._config, self._log = config, log
+        self.window: Window | None = None
+        self.port = port
+        self.features = Feature(0)
+        self.rings: dict[int, Ring] = {}
+        self.state = "starting"
+        self.trouble_fd = -1
+        self._attached: dict[int, Worker] = {}
+        self._trouble = threading.Lock()  # held while an error descriptor is looked at or changed
+        self._signals = Signals()
+        self._counters: Counters | None = None
+
+    def open(self, counters: Counters) -> None:
+        """Get ready to run rings.
+
+        Raises:
+            OSError: this process has no descriptor left.
+        """
+        self._counters = counters
+        self.trouble_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def close(self) -> None:
+        """Release everything; no ring runs. Closing twice is harmless."""
+        if self.trouble_fd >= 0:
+            os.close(self.trouble_fd)
+            self.trouble_fd = -1
+
+    def reset(self) -> None:
+        """Forget what the driver accepted; no ring runs."""
+        self.features = Feature(0)
+        self._signals = Signals()
+
+    @property
+    def port_gone(self) -> bool:
+        """Whether a worker has found that what its port is made of is no more."""
+        return any(worker.pair.port.gone for worker in list(self._attached.values()))
+
+    # --- rings ---------------------------------------------------------------------------------------
+
+    def start_ring(self, index: int, configuration: RingConfiguration) -> None:
+        """Start a ring; with the second of a pair the pair goes to work."""
+        with host_refuses(f"start ring {index}"):
+            if configuration.kick_fd is not None:
+                require_kick(index, configuration.kick_fd)
+            call_fd = _nobody() if configuration.call_fd is None else os.dup(configuration.call_fd)
+        self.rings[index] = Ring(
+            configuration, configuration.base, configuration.enabled, call_fd, configuration.error_fd
+        )
+        try:
+            self._update(index // 2)
+        except BaseException:
+            os.close(self.rings.pop(index).call_fd)
+            raise
+
+    def stop_ring(self, index: int) -> int:
+        """Stop a ring; its pair ends work until both run again. Return the exact index to go on from."""
+        try:
+            self._detach(index // 2)
+        finally:
+            with self._trouble:
+                ring = self.rings.pop(index)
+            os.close(ring.call_fd)
+            if not self.rings:
+                self.state = "connected"
+        return ring.base
+
+    def enable_ring(self, index: int, enabled: bool) -> None:
+        """Let a running ring have its effect, or not."""
+        ring = self.rings[index]
+        before, ring.enabled = ring.enabled, enabled
+        try:
+            self._update(index // 2)
+        except BaseException:
+            ring.enabled = before
+            raise
+
+    def set_ring_call(self, index: int, fd: int | None) -> None:
+        """Replace the file that the worker signals, without a moment in which there is none."""
+        with host_refuses(f"replace the call descriptor of ring {index}"):
+            if fd is not None:
+                os.dup2(fd, self.rings[index].call_fd, inheritable=False)
+                return
+            nobody = _nobody()
+            os.dup2(nobody, self.rings[index].call_fd, inheritable=False)
+            os.close(nobody)
+
+    def set_ring_error(self, index: int, fd: int | None) -> None:
+        """Remember whom to tell when the ring breaks."""
+        with self._trouble:
+            self.rings[index].error_fd = fd
+
+    # --- pairs ---------------------------------------------------------------------------------------
+
+    def move(self, window: Window | None, port: Port) -> None:
+        """Let every pair at work go on in this window and on this port.
+
+        Raises:
+            GuestwireError: some cannot. Those are at rest, with nothing lost, until the next `move`.
+        """
+        if window is not None:
+            for pair in self._attached:
+                port.prepare(pair, window, self._queue_size(pair))
+        self.rest()
+        self.window, self.port = window, port
+        for pair in range(self._config.queue_pairs):
+            self._update(pair)
+
+    def rest(self) -> None:
+        """End the work of every pair, until the next `move`: no buffer is anybody's but the guest's."""
+        for pair in list(self._attached):
+            self._detach(pair)
+
+    def _update(self, pair: int) -> None:
+        """Attach or detach a pair, as its rings now want it.
+
+        It is at work while both of its rings run and at least one is enabled. A pair with both disabled is
+        left alone altogether: User-Mode Linux disables the rings of a device that goes, and frees their
+        memory, without stopping them. (Frames of a transmit ring disabled by itself are dropped.)
+        """
+        rx, tx = self.rings.get(2 * pair), self.rings.get(2 * pair + 1)
+        if rx is None or tx is None or not (rx.enabled or tx.enabled):
+            self._detach(pair)
+            return
+        if pair in self._attached:
+            self._enable(pair)
+        else:
+            self._attach(pair)
+
+    def _enable(self, pair: int) -> None:
+        rx, tx = self.rings[2 * pair], self.rings[2 * pair + 1]
+        self._attached[pair].pair.enable(rx=rx.enabled, tx=tx.enabled)
+
+    def _queue_size(self, pair: int) -> int:
+        """Return the larger of the sizes of a pair's rings."""
+        return max(self.rings[index].configuration.size for index in (2 * pair, 2 * pair + 1))
+
+    def _split_ring(self, window: Window, index: int) -> SplitRing:
+        ring = self.rings[index]
+        ring.error = None
+        c = ring.configuration
+        try:
+            return SplitRing(
+                window,
+                c.size,
+                window.translate_user(c.descriptor_address, 16 * c.size),
+                window.translate_user(c.available_address, 6 + 2 * c.size),
+                window.translate_user(c.used_address, 6 + 8 * c.size),
+                base=ring.base,
+                receive=index % 2 == 0,
+                event_index=Feature.VIRTIO_F_EVENT_IDX in self.features,
+                indirect=Feature.VIRTIO_F_INDIRECT_DESC in self.features,
+                kick_fd=-1 if c.kick_fd is None else c.kick_fd,
+                call_fd=ring.call_fd,
+            )
+        except ValueError as error:
+            raise FrontendError(f"ring {index} cannot start: {error}") from error
+
+    def _attach(self, pair: int) -> None:
+        """Put a pair of running rings to work on the port."""
+        assert self._counters is not None
+        if self.window is None:
+            raise FrontendError(f"queue pair {pair} cannot start: there is no guest memory")
+        rx, tx = (self._split_ring(self.window, index) for index in (2 * pair, 2 * pair + 1))
+        mergeable = Feature.VIRTIO_NET_F_MRG_RXBUF in self.features
+        modern = Feature.VIRTIO_F_VERSION_1 in self.features
+        port = self.port.attach(pair, self.window, self._queue_size(pair))
+        try:
+            with host_refuses(f"start queue pair {pair}"):
+                work = QueuePair(
+                    self.window,
+                    port,
+                    rx,
+                    tx,
+                    header_size=12 if mergeable or modern else 10,
+                    mergeable=mergeable,
+                    counters=self._counters,
+                    index=pair,
+                    poll_us=self._config.poll_us,
+                    trouble_fd=self.trouble_fd,
+                )
+            cpus = self._config.cpus
+            worker = Worker(work, f"{self._config.name}/{pair}", cpus[pair % len(cpus)] if cpus else None)
+            self._attached[pair] = worker
+            self._enable(pair)
+            work.post()
+            self.port.resume(pair)
+            worker.start()
+        except BaseException:
+            self._attached.pop(pair, None)
+            self.port.detach(pair)
+            raise
+        self.state = "running"
+
+    def _detach(self, pair: int) -> None:
+        """End a pair's work: nothing of it is lost, and each ring's base is exact afterwards."""
+        worker = self._attached.pop(pair, None)
+        if worker is None:
+            return
+        self.port.quiesce(pair)
+        worker.stop()
+        try:
+            self.port.detach(pair)
+        finally:
+            owed = worker.pair.settle()
+            self._note_trouble(pair, worker.pair)
+            rings = (worker.pair.rx, worker.pair.tx)
+            for index, (ring, call) in enumerate(zip(rings, owed, strict=True), 2 * pair):
+                self.rings[index].base = ring.base
+                if call:
+                    with contextlib.suppress(OSError):
+                        self._signals.send("call", index, self.rings[index].call_fd)
+
+    # --- trouble -------------------------------------------------------------------------------------
+
+    def on_trouble(self) -> None:
+        """Say what workers have found broken; for the event loop, where nobody is waited for."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.trouble_fd)
+        for pair, worker in list(self._attached.items()):
+            self._note_trouble(pair, worker.pair)
+
+    def _note_trouble(self, pair: int, work: QueuePair) -> None:
+        """Say what a worker has found broken, and tell the frontend."""
+        fault = work.window.fault
+        for index, ring in ((2 * pair, work.rx), (2 * pair + 1, work.tx)):
+            if ring.error:
+                self._ring_broke(index, _explain(ring.error), "reset the guest's network device to go on")
+            elif fault:
+                self._ring_broke(index, fault, "start the virtual machine anew")
+        if fault:
+            self.state = f"failed: {fault}"
+
+    def _ring_broke(self, index: int, why: str, remedy: str) -> None:
+        with self._trouble:
+            ring = self.rings.get(index)
+            if ring is None or ring.error:
+                return
+            ring.error = why
+            self._log.error("ring %d is stopped: %s; %s", index, why, remedy)
+            if ring.error_fd is not None:
+                with contextlib.suppress(OSError):
+                    self._signals.send("error", index, ring.error_fd)
+
+
+def _nobody() -> int:
+    """Return a descriptor that takes signals for nobody."""
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+
+@contextlib.contextmanager
+def host_refuses(what: str) -> Iterator[None]:
+    """Say what could not be done when the machine is out of something, most often of descriptors."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(
+            f"cannot {what}: {error.strerror or error}",
+            "raise the limit on open files (ulimit -n 65536, LimitNOFILE= in a systemd unit); df -h /run",
+        ) from error
+
+
+def _explain(error: tuple[int, int, int]) -> str:
+    """Say what a driver did wrong: a `SplitRing.error` in words."""
+    number, head, value = error
+    kind = next(kind for kind in RingError if kind == number)
+    return f"{kind.summary} (head {head}, value {value:#x}; virtio 1.3, {kind.section})"

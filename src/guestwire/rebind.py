@@ -1,0 +1,122 @@
+"""Binding a guest to another port while it runs: BIND and UNBIND in one step.
+
+The new port is opened first, which can take a second, while the old one still works. Then the link goes
+down, the queue pairs leave the old port with every buffer accounted for, and go on at the new one from the
+exact indexes; the link comes up. Where both ports need the same interface, the old one is closed first.
+
+Whatever goes wrong, the guest goes back to the old port. Only if that fails, too, has it none.
+"""
+
+from __future__ import annotations
+
+import time
+
+from guestwire import offer
+from guestwire.datapath.window import Window
+from guestwire.errors import GuestwireError, HostError
+from guestwire.guest import Guest
+from guestwire.ports.base import Port
+
+
+def rebind(guest: Guest, description: str, port: Port) -> float:
+    """Bind a guest to another port.
+
+    Not for the event loop: it waits for the kernel, the NIC and the guest's session.
+
+    Args:
+        guest: open; whether a frontend is connected, and whether its rings run, does not matter.
+        description: the words that name the port.
+        port: not yet opened.
+
+    Returns:
+        for how long the guest's rings had no port, in milliseconds.
+
+    Raises:
+        GuestwireError: the guest cannot use that port, and has the old one.
+    """
+    if not guest.rebinding.acquire(blocking=False):
+        raise HostError(f"guest {guest.config.name} is just being bound to another port", "guestwire status")
+    try:
+        milliseconds = _rebind(guest, description, port)
+    finally:
+        guest.rebinding.release()
+    _announce(guest)
+    return milliseconds
+
+
+def _rebind(guest: Guest, description: str, port: Port) -> float:
+    old, before = guest.port, guest.config.port
+    offer.require_queue_pairs(guest.config, description, port)
+    in_the_way = port.interface_index is not None and port.interface_index == old.interface_index
+    try:
+        if not in_the_way:
+            port.open(guest.config.queue_pairs)
+        with guest.lock:
+            milliseconds = _switch(guest, description, port, in_the_way)
+    except BaseException:
+        port.close()
+        raise
+    if not in_the_way:
+        old.close()
+    guest.log.info(
+        "bound to port %s instead of %s, after %.1f ms without a port", description, before, milliseconds
+    )
+    return milliseconds
+
+
+def _switch(guest: Guest, description: str, port: Port, in_the_way: bool) -> float:
+    """Let the queue pairs go on at the port; the lock is held. Returns milliseconds."""
+    pairs, old = guest.pairs, guest.port
+    if guest.closed:
+        raise HostError(f"guest {guest.config.name} is not served: {guest.state}", "guestwire status")
+    if not in_the_way:
+        offer.require_port(guest.config, description, port, guest.features, guest.mtu)
+    window, old_window, old_place = guest.window_for(port), pairs.window, pairs.port
+    start = time.monotonic()
+    guest.show_link(up=False)
+    try:
+        if in_the_way:
+            pairs.rest()
+            old.close()
+            port.open(guest.config.queue_pairs)
+            offer.require_port(guest.config, description, port, guest.features, guest.mtu)
+        pairs.move(window, port)
+    except Exception as error:
+        pairs.rest()
+        if in_the_way:
+            port.close()
+        _go_back(guest, old_window, old_place, in_the_way, error)
+        _close(window, unless=old_window)
+        raise
+    milliseconds = 1000 * (time.monotonic() - start)
+    guest.bind(description, port)
+    _close(old_window, unless=window)
+    return milliseconds
+
+
+def _go_back(guest: Guest, window: Window | None, place: Port, closed: bool, reason: Exception) -> None:
+    """Let the queue pairs go on where they were."""
+    try:
+        if closed and guest.lost is None:
+            guest.port.open(guest.config.queue_pairs)
+        guest.pairs.move(window, place)
+    except Exception as error:
+        guest.pairs.window = window
+        guest.lose_port(f"{reason}; nor can it go back to port {guest.config.port}: {error}")
+    else:
+        guest.show_link()
+
+
+def _close(window: Window | None, unless: Window | None) -> None:
+    if window is not None and window is not unless:
+        window.close()
+
+
+def _announce(guest: Guest) -> None:
+    """Tell the network where the guest is now, if its address is known for sure."""
+    if guest.config.mac is None:
+        return
+    try:
+        guest.announce(bytes.fromhex(guest.config.mac.replace(":", "")))
+    except GuestwireError as error:
+        guest.log.warning("%s; %s", error, error.remedy)

@@ -29,17 +29,23 @@ SANITIZERS := -Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_checks=true \
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test build lint debug bench soak clean setup setup-test
+.PHONY: help demo test lab lab-nested build lint debug bench soak clean setup setup-test
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
 
 demo: $(VENV)/.built ## boot a guest, put it on a wire through guestwire, measure, tear down
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/guestwire demo
 
 test: setup-test $(VENV)/.built $(VENV)/.test-tools ## run all tests that this machine can run
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+lab: setup-test $(VENV)/.built $(VENV)/.test-tools ## prove zero copy on a NIC, in a machine that has one
+	@$(AS_ROOT) $(CURDIR)/$(BIN)/python -m pytest tests/lab $(PYTEST_ARGUMENTS)
+
+lab-nested: setup-test $(VENV)/.built $(VENV)/.test-tools ## the same with a real guest inside that machine
+	@$(AS_ROOT) env GUESTWIRE_LAB_NESTED=1 $(CURDIR)/$(BIN)/python -m pytest -s tests/lab -k nested
 
 build: $(VENV)/.built ## build and install into .venv
 

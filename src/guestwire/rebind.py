@@ -77,6 +77,7 @@ def _switch(guest: Guest, description: str, port: Port, in_the_way: bool) -> flo
     try:
         if in_the_way:
             pairs.rest()
+            port.succeed(old)
             old.close()
             port.open(guest.config.queue_pairs)
             offer.require_port(guest.config, description, port, guest.features, guest.mtu)

@@ -1,4 +1,4 @@
-"""Kernels, busybox and initial RAM file systems, from the machine's own package sources."""
+"""Kernels, busybox and initial RAM file systems."""
 
 import lzma
 import stat
@@ -10,6 +10,7 @@ import pytest
 from guestwire.errors import HostError
 from guestwire.testing import images, initramfs
 from guestwire.testing.initramfs import Kernel
+from guestwire.testing.packages import Apt
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +102,13 @@ def test_initramfs_is_rebuilt_only_when_its_parts_change(kernel, busybox, tmp_pa
                 "linux-image-cloud-amd64": "linux-image-7.2-cloud-amd64 (= 7.2.13-1)",
                 "linux-image-7.2-cloud-amd64": "linux-binary-7.2-cloud-amd64 (= 7.2.13-1), "
                 "linux-modules-7.2-cloud-amd64 (= 7.2.13-1)",
-                "linux-binary-7.2-cloud-amd64": "kmod",
-                "linux-modules-7.2-cloud-amd64": "linux-base",
+                "linux-binary-7.2-cloud-amd64": "kmod, linux-base-7.2-cloud-amd64 (= 7.2.13-1)",
+                "linux-modules-7.2-cloud-amd64": "linux-base, linux-base-7.2-cloud-amd64 (= 7.2.13-1)",
+                "linux-base-7.2-cloud-amd64": "",
             },
             "linux-image-cloud-amd64",
             {
+                "linux-base-7.2-cloud-amd64",
                 "linux-image-7.2-cloud-amd64",
                 "linux-binary-7.2-cloud-amd64",
                 "linux-modules-7.2-cloud-amd64",
@@ -115,23 +118,24 @@ def test_initramfs_is_rebuilt_only_when_its_parts_change(kernel, busybox, tmp_pa
         pytest.param({}, "linux-image-cloud-amd64", set(), id="not-offered"),
     ],
 )
-def test_packages_that_hold_a_kernel(monkeypatch, records, meta, expected):
-    def apt_cache(command):
-        name = command[-1]
-        return f"Package: {name}\nDepends: {records[name]}\n" if name in records else ""
+def test_packages_that_hold_a_kernel(records, meta, expected):
+    class Offered(Apt):
+        def record(self, package):
+            return f"Package: {package}\nDepends: {records[package]}\n" if package in records else ""
 
-    monkeypatch.setattr(images, "_output", apt_cache)
-    assert set(images._kernel_parts(meta)) == expected
-
-
-def test_nothing_is_fetched_twice(busybox, monkeypatch):
-    monkeypatch.setattr(images, "_downloaded", None)
-    assert images.busybox() == busybox
+    parts = images._kernel_parts(Offered(), meta)
+    assert set(parts) == expected
+    assert len(parts) == len(expected)
 
 
-def test_failed_download_leaves_nothing_behind(monkeypatch, tmp_path):
-    monkeypatch.setenv("GUESTWIRE_CACHE", str(tmp_path))
-    monkeypatch.setattr(images.os, "geteuid", lambda: 1000)
-    with pytest.raises(HostError, match="no-such-package-at-all"):
-        images._unpacked("nothing", lambda: ["no-such-package-at-all"], images.quiet)
-    assert {path.name for path in images.cache_directory().iterdir()} == {"lock"}
+def test_of_the_zero_copy_kernel_only_what_it_needs_is_kept(kernel, monkeypatch):
+    root = kernel.modules.parents[2]
+    kernel.modules.rename(root / "usr-lib-modules")
+    modules = root / "usr/lib/modules/1.2.3"
+    modules.parent.mkdir(parents=True)
+    (root / "usr-lib-modules").rename(modules)
+    (modules / "vmlinuz").touch()
+    (modules / "kernel/unrelated.ko.xz").touch()
+    monkeypatch.setattr(images, "ZERO_COPY_MODULES", ("alpha",))
+    images._keep_zero_copy_modules(root)
+    assert {path.name for path in modules.glob("kernel/**/*.ko*")} == {"alpha.ko.xz", "beta-two.ko"}

@@ -51,6 +51,7 @@ cdef struct xdp_port:
     bint copy_headers           # send the first HEADER_COPY bytes from memory of our own
     bint check_source           # only frames from `source` are sent
     uint8_t source[6]
+    bint down                   # the kernel said so when it was last asked to send
     bint closed
     # Receive.
     posted_buffer *posted

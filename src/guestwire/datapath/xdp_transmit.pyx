@@ -10,7 +10,7 @@ Where headers are copied (``copy_headers``), a frame's first bytes are sent from
 from the guest's pages: what is checked is then what is sent, whatever the guest writes meanwhile.
 """
 
-from libc.errno cimport EAGAIN, ENXIO, errno
+from libc.errno cimport EAGAIN, ENETDOWN, ENXIO, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -179,15 +179,17 @@ cdef void wake_sender(xdp_port *x) noexcept nogil:
            and ring_needs_wakeup(x.tx)):
         calls += 1
         if sendto(x.base.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0:
+            x.down = False
             break
         again = errno == EAGAIN
+        x.down = errno == ENETDOWN
         if errno == ENXIO:
             x.base.gone = True      # the kernel has unbound the socket: the interface was deleted
     x.base.pair.counters.system_calls += calls
 
 
 cdef void drop_all(xdp_port *x, burst *frames) noexcept nogil:
-    """The interface is gone: the guest's frames have nowhere to go, its buffers are given back."""
+    """The interface is down or gone: the guest's frames have nowhere to go, its buffers are given back."""
     while frames.first < frames.end and x.sent < BURST_CHAINS:
         x.base.pair.counters.tx.drops[DROP_PORT] += 1
         return_sent(x, frames.chains[frames.first].head)
@@ -232,7 +234,10 @@ cdef void xdp_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef uint64_t address
     cdef const chain *c
     cdef int reason
-    if self.gone:
+    if x.down:
+        # What it took before it went down still waits in the tx ring: ask whether it goes on.
+        wake_sender(x)
+    if self.gone or x.down:
         drop_all(x, frames)
     while frames.first < frames.end and x.sent < BURST_CHAINS:
         c = &frames.chains[frames.first]

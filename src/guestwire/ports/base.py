@@ -71,6 +71,9 @@ class Port(Protocol):
             GuestwireError: it is not there, is in use, or may not be used.
         """
 
+    def succeed(self, port: Port) -> None:
+        """Before `open`: take over from a port on the same interface, which is closed next, what can stay."""
+
     def prepare(self, pair: int, window: Window, queue_size: int) -> None:
         """Do now what takes long in attaching a queue pair: it is to be attached so next, and still works.
 

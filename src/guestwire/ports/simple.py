@@ -11,7 +11,7 @@ from guestwire.datapath.null import NullPort
 from guestwire.datapath.pcap import PcapPort
 from guestwire.datapath.window import Window
 from guestwire.errors import ConfigurationError, HostError
-from guestwire.ports.base import PortStatus
+from guestwire.ports.base import Port, PortStatus
 
 LONGEST_MTU = 65535
 MOST_QUEUE_PAIRS = 64
@@ -32,6 +32,9 @@ class SimplePort:
 
     def open(self, queue_pairs: int) -> None:
         """Nothing to open."""
+
+    def succeed(self, port: Port) -> None:
+        """There is nothing to take over."""
 
     def prepare(self, pair: int, window: Window, queue_size: int) -> None:
         """Nothing takes long."""
@@ -112,6 +115,9 @@ class PcapControl:
                     f"cannot create the capture file {self.sink}: {error.strerror}",
                     f"ls -ld {Path(self.sink).parent}",
                 ) from error
+
+    def succeed(self, port: Port) -> None:
+        """There is nothing to take over."""
 
     def prepare(self, pair: int, window: Window, queue_size: int) -> None:
         """Nothing takes long."""

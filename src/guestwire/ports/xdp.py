@@ -37,7 +37,7 @@ from guestwire.host.privileges import Capability, permission_error
 from guestwire.host.steering import Steering
 from guestwire.host.xdp_program import REQUIRED_CAPABILITIES, XdpProgram
 from guestwire.ports import geometry, modes
-from guestwire.ports.base import PortStatus
+from guestwire.ports.base import Port, PortStatus
 from guestwire.ports.budget import GuestBudget
 from guestwire.ports.modes import MODES, Facts, Plan
 from guestwire.ports.registration import RELEASE_SECONDS, QueueBusyError, Registration
@@ -129,7 +129,8 @@ class XdpControl:
         self._multi_buffer = self._require_sockets()
         if self.options.steer is not None:
             self._steering = FlowSteering(interface, queues, self.options.steer)
-        self._program = XdpProgram.attach(interface.index, queues.stop)
+        if self._program is None:
+            self._program = XdpProgram.attach(interface.index, queues.stop)
         steer = self.options.steer
         self._filter = AddressFilter(self.name, interface.index, _octets(steer) if steer else None)
         if self._program.mode_reason:
@@ -137,6 +138,13 @@ class XdpControl:
         for check in (check_checksum(interface), check_vlan(interface)):
             if check.status is not Status.OK:
                 log.warning("%s: %s: %s; %s", self.name, check.found, check.meaning, check.remedy)
+
+    def succeed(self, port: Port) -> None:
+        """Take over the XDP program: a NIC that is reset when one is attached would be reset twice."""
+        if isinstance(port, XdpControl) and port.interface_index == self.interface_index:
+            after = self.options.queue + len(port._queues)
+            if after <= port._queues.stop:
+                self._program, port._program = port._program, None
 
     def _require_sockets(self) -> bool:
         """Make sure that AF_XDP sockets can be made; return whether they know multi-buffer frames."""

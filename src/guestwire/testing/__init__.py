@@ -15,9 +15,9 @@ expected::
 Every part can be used alone: `Frontend` for the protocol, one request at a time and in any order;
 `SharedMemory` for guest memory of any shape; `DriverRing` and `QueuePair` for rings at addresses of
 your choice; `RawRing` to write what no driver should; `FrameStream` for frames that travel by other
-ways; `Wire` for a network of namespaces at the backend's other side.  Splitting header from frame,
-many small pieces, indirect tables, ring sizes and features that a backend rarely sees are arguments of
-`FakeGuest` and `BufferLayout`.
+ways, and `PacketSocket` for one of these; `Wire` for a network of namespaces at the backend's other side.
+Splitting header from frame, many small pieces, indirect tables, ring sizes and features that a backend
+rarely sees are arguments of `FakeGuest` and `BufferLayout`.
 
 Errors are `BackendError` (the protocol), `DeviceError` (the rings) and `VerificationError` (the
 frames).
@@ -32,6 +32,7 @@ from guestwire.testing.frame_stream import FrameStream
 from guestwire.testing.frontend import Frontend
 from guestwire.testing.layout import BufferLayout
 from guestwire.testing.memory import Block, PageKind, Region, SharedMemory
+from guestwire.testing.packet_socket import PacketSocket
 from guestwire.testing.raw_ring import RawRing
 from guestwire.testing.wire import Wire
 
@@ -49,6 +50,7 @@ __all__ = [
     "FrameStream",
     "Frontend",
     "GuestRing",
+    "PacketSocket",
     "PageKind",
     "QueuePair",
     "RawRing",

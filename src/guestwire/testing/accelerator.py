@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
-from guestwire.testing import images
+from guestwire.testing import images, packages
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -26,9 +26,9 @@ def usable_accelerator() -> Accelerator:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    known = images.cache_directory() / f"kvm-{boot_id}"
+    known = packages.cache_directory() / f"kvm-{boot_id}"
     kernel = images.qemu_kernel()
-    with images.locked(images.cache_directory()):
+    with packages.locked(packages.cache_directory()):
         if not known.exists():
             known.write_text("usable" if boots(kernel.image, "kvm") else "unusable")
     return "kvm" if known.read_text() == "usable" else "tcg"

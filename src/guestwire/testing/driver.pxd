@@ -1,5 +1,7 @@
 """The driver of a virtio network device: a queue pair that sends, receives and verifies frames."""
 
+from libc.stdint cimport uint64_t
+
 from guestwire.testing.driver_ring cimport DriverRing
 from guestwire.testing.frame_stream cimport FrameStream
 from guestwire.testing.traffic cimport run_state
@@ -9,6 +11,8 @@ cdef class QueuePair:
     cdef readonly DriverRing transmit_ring
     cdef readonly bint verify_sent
     cdef readonly bint strict
+    cdef readonly bint accept_empty
+    cdef readonly uint64_t empty
     cdef FrameStream sent_from
 
     cdef void _send_from(self, FrameStream stream) noexcept

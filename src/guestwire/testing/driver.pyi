@@ -20,13 +20,17 @@ class QueuePair:
     transmit_ring: DriverRing
     verify_sent: bool
     strict: bool
+    accept_empty: bool
+    empty: int
     def __init__(
         self,
         receive_ring: DriverRing,
         transmit_ring: DriverRing,
         *,
         verify_sent: bool = False,
+        verify_unwritten: bool = False,
         strict: bool = True,
+        accept_empty: bool = False,
     ) -> None: ...
     def send(
         self,

@@ -84,19 +84,28 @@ cdef class QueuePair:
         transmit_ring: its buffers are the device's to read.
         verify_sent: whether to check each time the device gives back a frame of a stream that it is
             still as it was sent.
+        verify_unwritten: whether to check that no receive buffer is written behind what the device says
+            it wrote. A device may do so (virtio 1.3, 2.7.8.2), but should know that it does.
         strict: whether to require what no driver looks at: num_buffers of 1 without
             VIRTIO_NET_F_MRG_RXBUF, which the device MUST write (virtio 1.3, 5.1.6.4.1) and DPDK 22.11
             does not.
+        accept_empty: whether receive buffers may come back with nothing in them, which Linux' driver takes
+            for a frame that is too short. A device that stops in the middle of its buffers does so.
+
+    Attributes:
+        empty: how many have.
     """
 
     def __init__(self, DriverRing receive_ring not None, DriverRing transmit_ring not None, *,
-                 verify_sent=False, strict=True):
+                 verify_sent=False, verify_unwritten=False, strict=True, accept_empty=False):
         if not receive_ring.ring.direction or transmit_ring.ring.direction:
             raise ValueError("a queue pair is a receive ring and a transmit ring, in this order")
         self.receive_ring = receive_ring
         self.transmit_ring = transmit_ring
         self.verify_sent = verify_sent
-        self.strict = strict
+        # Until now no buffer has come back: they are painted as they were made.
+        receive_ring.ring.verify_unwritten = verify_unwritten
+        self.strict, self.accept_empty = strict, accept_empty
 
     def send(self, frame, *, header=None, timeout=10.0):
         """Send one frame.
@@ -309,7 +318,7 @@ cdef class QueuePair:
             if wait and (<DriverRing>ring).ring.call_fd < 0:
                 raise ValueError("a ring without a call eventfd can only be polled")
         s.mergeable = (self.receive_ring.features & MRG_RXBUF) != 0
-        s.strict = self.strict
+        s.strict, s.accept_empty = self.strict, self.accept_empty
         s.offloads = (self.receive_ring.features & OFFLOADS) != 0
         s.patience_ns = <uint64_t>(timeout * 1e9)
         s.wait = wait
@@ -318,6 +327,7 @@ cdef class QueuePair:
             with nogil:
                 result = run(s)
             PyErr_CheckSignals()
+        self.empty += s.empty
         if result == FAILED:
             self._fail(s, expected)
         return result == DONE

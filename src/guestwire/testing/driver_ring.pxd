@@ -7,7 +7,7 @@ indirect table of its own.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport read, write
 
 from guestwire.datapath.abi cimport (
@@ -28,6 +28,9 @@ from guestwire.datapath.atomics cimport (
     store_release_u16,
 )
 
+cdef enum:
+    CANARY = 0xA5               # fills what nobody may write
+
 # What a device can do wrong on a ring.
 cdef enum device_fault:
     DEVICE_OK
@@ -38,6 +41,7 @@ cdef enum device_fault:
     NUM_BUFFERS                 # num_buffers is not what the rules or the used ring say
     BUFFER_NOT_FULL             # a frame goes on in the next buffer before one is full
     SENT_CHANGED                # a transmit buffer's bytes are not what was sent
+    WRITTEN_BEYOND              # a receive buffer was written behind what the device says it wrote
 
 cdef struct piece:
     uint32_t offset             # in the buffer's share of the area
@@ -69,6 +73,7 @@ cdef struct driver_ring:
     bint contiguous             # header and frame are each one piece of memory, and then at:
     uint32_t header_offset
     uint32_t frame_offset
+    bint verify_unwritten       # receive buffers are painted, and looked at behind what was written
     # The driver's own state.
     uint16_t next_available     # where the next available entry goes
     uint16_t published          # the available index the device can see
@@ -236,6 +241,29 @@ cdef inline void buffer_write(
         i += 1
 
 
+cdef inline bint is_painted(const uint8_t *at, uint64_t length) noexcept nogil:
+    return length == 0 or (at[0] == CANARY and memcmp(at, at + 1, length - 1) == 0)
+
+
+cdef inline bint is_unwritten(const driver_ring *r, uint16_t buffer, uint32_t position) noexcept nogil:
+    """Whether a buffer is painted from a position of its stream on."""
+    cdef uint32_t i
+    cdef uint32_t skipped
+    for i in range(r.piece_count):
+        skipped = min(position, r.pieces[i].length)
+        position -= skipped
+        if not is_painted(buffer_at(r, buffer) + r.pieces[i].offset + skipped,
+                          r.pieces[i].length - skipped):
+            return False
+    return True
+
+
+cdef inline void buffer_paint(driver_ring *r, uint16_t buffer) noexcept nogil:
+    cdef uint32_t i
+    for i in range(r.piece_count):
+        memset(buffer_at(r, buffer) + r.pieces[i].offset, CANARY, r.pieces[i].length)
+
+
 cdef inline void ring_post(driver_ring *r, uint16_t count) noexcept nogil:
     """Make the upper `count` free receive buffers available, in the order in which they became free.
 
@@ -246,6 +274,8 @@ cdef inline void ring_post(driver_ring *r, uint16_t count) noexcept nogil:
     memset(spoilt, 0xFF, r.header_size)
     r.free_count -= count
     for i in range(count):
+        if r.verify_unwritten:
+            buffer_paint(r, r.free[r.free_count + i])
         buffer_write(r, r.free[r.free_count + i], 0, spoilt, r.header_size)
         buffer_offer(r, r.free[r.free_count + i], r.capacity)
     if ring_publish(r):
@@ -277,3 +307,4 @@ cdef class DriverRing:
     cdef readonly uint64_t features
 
     cdef int _check_alive(self) except -1
+    cdef int _check_painted(self, uint64_t start, uint64_t end) except -1

@@ -4,6 +4,7 @@ from typing import final
 from guestwire.testing.faults import DeviceError
 from guestwire.testing.raw_ring import RawRing
 
+PAINT: int
 DEVICE_FAULTS: dict[int, str]
 
 @final

@@ -17,11 +17,11 @@ from guestwire.testing.faults import DeviceError
 from guestwire.testing.raw_ring import RawRing
 from guestwire.virtio.features import Feature
 
-cdef enum:
-    CANARY = 0xA5               # fills what no buffer covers
-
 cdef uint64_t EVENT_IDX = Feature.VIRTIO_F_EVENT_IDX
 cdef uint64_t LONG_HEADER = Feature.VIRTIO_F_VERSION_1 | Feature.VIRTIO_NET_F_MRG_RXBUF
+
+PAINT = CANARY
+"""The byte that fills what nobody may write."""
 
 DEVICE_FAULTS = {
     USED_INDEX: "the used index runs ahead of the buffers that the device has",
@@ -31,6 +31,7 @@ DEVICE_FAULTS = {
     NUM_BUFFERS: "num_buffers is not what was negotiated, or not what is in the used ring",
     BUFFER_NOT_FULL: "a frame goes on in the next buffer although its buffer is not full",
     SENT_CHANGED: "a buffer that was sent has changed before it came back",
+    WRITTEN_BEYOND: "a receive buffer was written behind the length that the used entry says",
 }
 
 
@@ -251,26 +252,45 @@ cdef class DriverRing:
     def check_guards(self):
         """Check that nobody has written to the memory between the buffers.
 
+        If the queue pair has `verify_unwritten`, receive buffers that the device has are looked at as
+        well: it may have written to those that it will give back next, so let there be no traffic.
+
         Raises:
             DeviceError: somebody has.
         """
         cdef driver_ring *r = &self.ring
-        cdef uint64_t i
-        cdef uint32_t j, within
-        cdef bint covered
-        for i in range(<uint64_t>len(self.area)):
-            if r.area[i] == CANARY:
-                continue
-            within = i % r.spacing
-            covered = False
-            if i // r.spacing < r.buffer_count:
-                for j in range(r.piece_count):
-                    covered |= r.pieces[j].offset <= within < r.pieces[j].offset + r.pieces[j].length
-            if not covered:
+        cdef uint64_t share
+        cdef uint32_t b
+        gaps = self._gaps()
+        for b in range(r.buffer_count):
+            share = <uint64_t>b * r.spacing
+            for start, end in gaps:
+                self._check_painted(share + <uint64_t>start, share + <uint64_t>end)
+            if r.verify_unwritten and r.in_flight[b] and not is_unwritten(r, b, r.header_size):
                 raise DeviceError(
-                    f"guest address {r.area_address + i:#x} was written, byte {within} of buffer "
-                    f"{i // r.spacing}'s share, which lies between buffers",
-                    "look at where the backend writes: before the header, or behind the buffer's end")
+                    f"buffer {b} at guest address {self.buffer_address(b):#x} was written, and not given "
+                    "back", "look at what still owns buffers that were given back before")
+        self._check_painted(<uint64_t>r.buffer_count * r.spacing, len(self.area))
+
+    def _gaps(self):
+        """Return where the parts of a buffer's share that no piece covers start and end."""
+        cdef uint32_t i
+        pieces = sorted((self.ring.pieces[i].offset, self.ring.pieces[i].length)
+                        for i in range(self.ring.piece_count))
+        ends = [0] + [offset + length for offset, length in pieces]
+        starts = [offset for offset, _ in pieces] + [self.ring.spacing]
+        return list(zip(ends, starts, strict=True))
+
+    cdef int _check_painted(self, uint64_t start, uint64_t end) except -1:
+        cdef driver_ring *r = &self.ring
+        cdef uint64_t i
+        if start >= end or is_painted(r.area + start, end - start):
+            return 0
+        i = next(at for at in range(start, end) if r.area[at] != CANARY)
+        raise DeviceError(
+            f"guest address {r.area_address + i:#x} was written, byte {i % r.spacing} of buffer "
+            f"{i // r.spacing}'s share, which lies between buffers",
+            "look at where the backend writes: before the header, or behind the buffer's end")
 
     def release(self):
         """Let go of the memory, so that a mapping behind it can be closed; the ring is dead then."""

@@ -57,6 +57,7 @@ class GuestRing:
         descriptor_table: where it lies.
         available_ring: where it lies.
         used_ring: where it lies.
+        area: where its buffers lie.
         kick_fd: eventfd from the driver to the backend.
         call_fd: eventfd from the backend to the driver.
         error_fd: eventfd by which the backend tells that the ring is broken.
@@ -68,6 +69,7 @@ class GuestRing:
     descriptor_table: Block
     available_ring: Block
     used_ring: Block
+    area: Block
     kick_fd: int
     call_fd: int
     error_fd: int
@@ -97,7 +99,9 @@ class FakeGuest:
         transmit_layout: of the transmit buffers.
         receive_buffers: how many buffers each receive ring gets; as many as fit if None.
         verify_sent: as for `QueuePair`.
+        verify_unwritten: as for `QueuePair`.
         strict: as for `QueuePair`.
+        accept_empty: as for `QueuePair`.
         base: where all ring indices start.
         timeout: seconds to wait for the backend, each time.
 
@@ -122,7 +126,9 @@ class FakeGuest:
         transmit_layout: BufferLayout | None = None,
         receive_buffers: int | None = None,
         verify_sent: bool = False,
+        verify_unwritten: bool = False,
         strict: bool = True,
+        accept_empty: bool = False,
         base: int = 0,
         timeout: float = 5.0,
     ) -> None:
@@ -138,7 +144,12 @@ class FakeGuest:
         self._protocol_features = protocol_features
         self._layouts = (receive_layout or BufferLayout(), transmit_layout or BufferLayout())
         self._receive_buffers = receive_buffers
-        self._pair_options = {"verify_sent": verify_sent, "strict": strict}
+        self._pair_options = {
+            "verify_sent": verify_sent,
+            "verify_unwritten": verify_unwritten,
+            "strict": strict,
+            "accept_empty": accept_empty,
+        }
         self._base = base
         self._timeout = timeout
         self.features = Feature(0)
@@ -271,6 +282,7 @@ class FakeGuest:
             descriptor_table,
             available_ring,
             used_ring,
+            area,
             kick_fd,
             call_fd,
             error_fd,
@@ -310,7 +322,7 @@ class FakeGuest:
         return ring.base
 
     def stop(self) -> None:
-        """Stop all rings, and check that the backend wrote nothing between the buffers.
+        """Stop all rings, and check that the backend wrote nothing but what it may (`check_guards`).
 
         Raises:
             BackendError: the backend does not stop them.
@@ -318,8 +330,19 @@ class FakeGuest:
         """
         for ring in self.rings:
             self.stop_ring(ring)
+        self.check_guards()
+
+    def check_guards(self) -> None:
+        """Check that the backend wrote nothing between the buffers, nor to memory that belongs to nobody.
+
+        The latter only if the memory is guarded.
+
+        Raises:
+            DeviceError: it did.
+        """
         for ring in self.rings:
             ring.driver.check_guards()
+        self.memory.check_guards()
 
     def close(self) -> None:
         """Close the connection, and give back all that the guest has made; it is dead then."""

@@ -288,21 +288,29 @@ class QemuGuest(Guest):
         """QEMU and its accelerator."""
         return f"QEMU with {'KVM' if self.accelerator == 'kvm' else 'no KVM (TCG)'}"
 
-    def _command(self, channel_fd: int, folder: Path) -> list[str]:
+    def _emulator(self) -> list[str]:
+        """The words that start QEMU, before its arguments."""
         if shutil.which(QEMU) is None:
             raise HostError(f"{QEMU} is not installed", "apt-get install qemu-system-x86")
+        return [QEMU]
+
+    def _boot_files(self) -> tuple[Path, Path]:
+        """The kernel's image and the initial RAM file system."""
         kernel = images.qemu_kernel()
+        return kernel.image, images.guest_initramfs(kernel, self.modules)
+
+    def _command(self, channel_fd: int, folder: Path) -> list[str]:
+        image, initramfs = self._boot_files()
         memory = f"memory-backend-memfd,id=memory,size={self.memory_mib}M,share=on"
         if self.hugepages:
             memory += ",hugetlb=on"
-        command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        command = [*self._emulator(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-machine", "q35,memory-backend=memory", "-accel", self.accelerator]
         command += ["-cpu", "max", "-smp", str(self.cpus), "-m", f"{self.memory_mib}M"]
         command += ["-object", memory]
         command += ["-chardev", "stdio,id=console", "-serial", "chardev:console"]
         command += ["-chardev", f"socket,id=channel,fd={channel_fd}", "-serial", "chardev:channel"]
-        command += ["-kernel", str(kernel.image)]
-        command += ["-initrd", str(images.guest_initramfs(kernel, self.modules))]
+        command += ["-kernel", str(image), "-initrd", str(initramfs)]
         command += ["-append", f"console=ttyS0 {KERNEL_OPTIONS} {self.kernel_options}"]
         for index, device in enumerate(self.devices):
             command += _qemu_device(index, device, self.accelerator)

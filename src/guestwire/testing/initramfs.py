@@ -22,9 +22,31 @@ from guestwire.errors import HostError
 
 CHANNEL_DEVICE = "/dev/ttyS1"
 
-# The guest answers commands on its second serial port (see channel.py for the exchange).  Its
-# first one belongs to the kernel's messages, which may come at any time.
-INIT = f"""\
+
+def answer_commands(runner: str) -> str:
+    """The end of an init script: the guest obeys commands (see ``channel.py`` for the exchange).
+
+    They come by its second serial port.  The first one belongs to the kernel's messages, which may
+    come at any time.
+
+    Args:
+        runner: the words that run the shell script ``/run/command`` for at most ``$seconds``.
+    """
+    return f"""\
+exec 3<>{CHANNEL_DEVICE}
+stty raw -echo <&3
+echo ready >&3
+while read -r serial seconds script <&3; do
+    echo "$script" | base64 -d >/run/command
+    {runner} </dev/null >/run/output 2>&1 3<&-
+    echo "$serial $?" >&3
+    base64 /run/output >&3
+    echo . >&3
+done
+"""
+
+
+INIT = """\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/
@@ -36,17 +58,7 @@ for module in /modules/*.ko; do
     insmod "$module" || echo "cannot load $module"
 done
 ip link set lo up
-exec 3<>{CHANNEL_DEVICE}
-stty raw -echo <&3
-echo ready >&3
-while read -r serial seconds script <&3; do
-    echo "$script" | base64 -d >/run/command
-    timeout -s KILL "$seconds" sh /run/command </dev/null >/run/output 2>&1 3<&-
-    echo "$serial $?" >&3
-    base64 /run/output >&3
-    echo . >&3
-done
-"""
+""" + answer_commands('timeout -s KILL "$seconds" sh /run/command')
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class Kernel:
         return self.modules.name
 
 
-def build(kernel: Kernel, busybox: Path, modules: Sequence[str], folder: Path) -> Path:
+def build(kernel: Kernel, busybox: Path, modules: Sequence[str], folder: Path, *, init: str = INIT) -> Path:
     """Make an initial RAM file system, or find the one made earlier from the same parts.
 
     Args:
@@ -75,8 +87,9 @@ def build(kernel: Kernel, busybox: Path, modules: Sequence[str], folder: Path) -
         busybox: a statically linked busybox.
         modules: modules to load at boot; what they depend on is added and loaded before them.
         folder: where archives are kept, named by a hash of their content.
+        init: the script that is process 1; it finds the modules in the order of their file names.
     """
-    archive = _archive(kernel, busybox, modules)
+    archive = _archive(kernel, busybox, modules, init)
     path = folder / f"initramfs-{hashlib.sha256(archive).hexdigest()[:16]}.cpio"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,11 +99,11 @@ def build(kernel: Kernel, busybox: Path, modules: Sequence[str], folder: Path) -
     return path
 
 
-def _archive(kernel: Kernel, busybox: Path, modules: Sequence[str]) -> bytes:
+def _archive(kernel: Kernel, busybox: Path, modules: Sequence[str], init: str) -> bytes:
     entries: list[tuple[str, int, bytes]] = [
         (name, stat.S_IFDIR | 0o755, b"") for name in ("bin", "dev", "modules", "proc", "run", "sys", "tmp")
     ]
-    entries.append(("init", stat.S_IFREG | 0o755, INIT.encode()))
+    entries.append(("init", stat.S_IFREG | 0o755, init.encode()))
     entries.append(("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes()))
     for position, (name, content) in enumerate(load_order(kernel, modules)):
         entries.append((f"modules/{position:02}-{name}.ko", stat.S_IFREG | 0o644, content))
@@ -104,9 +117,9 @@ def load_order(kernel: Kernel, names: Iterable[str]) -> list[tuple[str, bytes]]:
         HostError: a module is neither built in nor among the kernel's files.
     """
     builtin = {
-        _module_name(Path(line)) for line in (kernel.modules / "modules.builtin").read_text().splitlines()
+        module_name(Path(line)) for line in (kernel.modules / "modules.builtin").read_text().splitlines()
     }
-    files = {_module_name(path): path for path in kernel.modules.glob("kernel/**/*.ko*")}
+    files = {module_name(path): path for path in kernel.modules.glob("kernel/**/*.ko*")}
     order: dict[str, bytes] = {}
 
     def add(name: str) -> None:
@@ -152,7 +165,8 @@ def cpio_newc(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
     return b"".join(parts)
 
 
-def _module_name(path: Path) -> str:
+def module_name(path: Path) -> str:
+    """The name of the module in a file, as the kernel spells it."""
     return path.name.split(".ko")[0].replace("-", "_")
 
 

@@ -64,25 +64,7 @@ class Namespace:
         Sockets that it makes belong to the namespace for good, whoever uses them later.  Don't
         start processes in it, they would die with the thread (see ``processes.spawn``).
         """
-        results: list[T] = []
-        errors: list[BaseException] = []
-
-        def inside() -> None:
-            try:
-                with (FOLDER / self.name).open() as file:
-                    if _libc.setns(file.fileno(), CLONE_NEWNET) != 0:
-                        number = ctypes.get_errno()
-                        raise OSError(number, os.strerror(number), file.name)
-                results.append(function())
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
+        return call_inside(self.name, function)
 
     def spawn(self, command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
         """Start a process inside; it dies with us (see ``processes.spawn``)."""
@@ -115,6 +97,29 @@ class Namespace:
         traceback: TracebackType | None,
     ) -> None:
         self.remove()
+
+
+def call_inside(namespace: str, function: Callable[[], T]) -> T:
+    """Call a function as ``Namespace.call`` does, in any namespace that has a name."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def inside() -> None:
+        try:
+            with (FOLDER / namespace).open() as file:
+                if _libc.setns(file.fileno(), CLONE_NEWNET) != 0:
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number), file.name)
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def remove_stale() -> None:

@@ -34,6 +34,7 @@ cdef struct run_state:
     bint verify_sent
     bint mergeable              # VIRTIO_NET_F_MRG_RXBUF
     bint strict                 # num_buffers must be right even if not `mergeable`
+    bint accept_empty           # a receive buffer may come back with nothing in it
     bint offloads               # the device may set flags and gso_type
     uint64_t patience_ns
     # What happened.
@@ -44,6 +45,7 @@ cdef struct run_state:
     arrival how
     uint64_t expected           # the number that was expected when `how` was found
     net_header header           # of the last frame
+    uint64_t empty              # receive buffers that came back so
     uint16_t frame_buffers      # receive buffers of the last frame
     uint32_t received_length    # of the last frame, header included
     uint8_t *received           # RECEIVED_MOST bytes: the last frame, if it was not in one piece

@@ -19,12 +19,14 @@ from guestwire.testing.driver_ring cimport (
     SENT_CHANGED,
     USED_INDEX,
     USED_LENGTH,
+    WRITTEN_BEYOND,
     buffer_at,
     buffer_offer,
     buffer_read,
     buffer_write,
     device_fault,
     driver_ring,
+    is_unwritten,
     ring_decline_calls,
     ring_in_flight,
     ring_kick,
@@ -146,7 +148,7 @@ cdef device_fault check_header(run_state *s, uint16_t waiting) noexcept nogil:
 
 
 cdef int take_frame(run_state *s, uint16_t waiting, const uint8_t **frame) noexcept nogil:
-    """Take the next frame from the receive ring; return how many buffers it took, or -1.
+    """Take the next frame from the receive ring; return how many buffers it took, or -1; 0 if there is none.
 
     The frame is at `frame` until its buffers, which are free now, are posted again: in its buffer if it
     lies there in one piece, otherwise in `received`.
@@ -157,6 +159,9 @@ cdef int take_frame(run_state *s, uint16_t waiting, const uint8_t **frame) noexc
     cdef bint in_place
     cdef device_fault fault = ring_take(r, &buffer, &length)
     if fault == DEVICE_OK:
+        if length == 0 and s.accept_empty:
+            s.empty += 1
+            return 0
         if length < r.header_size:
             return broken(s, r, NET_HEADER)
         s.header.num_buffers = 1    # a short header has no such field
@@ -171,6 +176,8 @@ cdef int take_frame(run_state *s, uint16_t waiting, const uint8_t **frame) noexc
             return broken(s, r, USED_LENGTH)
         if not in_place:
             buffer_read(r, buffer, 0, s.received + s.received_length, length)
+        if r.verify_unwritten and not is_unwritten(r, buffer, length):
+            return broken(s, r, WRITTEN_BEYOND)
         s.received_length += length
         s.frame_buffers += 1
         if s.frame_buffers == s.header.num_buffers:
@@ -210,7 +217,7 @@ cdef int receive_burst(run_state *s) noexcept nogil:
         if taken >= waiting or taken >= BURST_MOST:
             break
         result = take_frame(s, waiting - taken, &frame)
-        if result >= 0:
+        if result > 0:
             result = verify(s, frame)
     taken = r.free_count - free_before
     if taken:

@@ -1,0 +1,23 @@
+from types import TracebackType
+from typing import Self, final
+
+from guestwire.testing.driver import Traffic
+from guestwire.testing.frame_stream import FrameStream
+
+@final
+class PacketSocket:
+    interface: str
+    def __init__(self, interface: str) -> None: ...
+    def send_stream(self, stream: FrameStream, count: int, *, timeout: float = 10.0) -> Traffic: ...
+    def receive_stream(
+        self, stream: FrameStream, count: int, *, timeout: float = 10.0, allow_loss: bool = False
+    ) -> Traffic: ...
+    def discard(self) -> int: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...

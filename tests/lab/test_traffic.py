@@ -1,4 +1,4 @@
-"""Frames cross in zero copy and nothing else is touched: what is checked is said in ``inside/test_traffic.py``."""
+"""Frames cross in zero copy and nothing else is touched; what is checked: ``inside/test_traffic.py``."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_a_frame_that_changed(ends: Ends) -> None:
     frame = bytearray(stream.frame(0))
     frame[50] ^= 1
     ends.raw.send(frame)
-    with pytest.raises(VerificationError, match="byte 50 is .*, 1 bytes differ, on wire0"):
+    with pytest.raises(VerificationError, match=r"byte 50 is .*, 1 bytes differ, on wire0"):
         ends.near.receive_stream(stream, 1)
 
 

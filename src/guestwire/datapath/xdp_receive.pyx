@@ -32,7 +32,14 @@ from guestwire.datapath.counters cimport (
     DROP_UNEXPECTED_PLACE,
     pair_counters,
 )
-from guestwire.datapath.frames cimport DELIVER_NEVER, deliver, fill_chain, piece, write_net_header
+from guestwire.datapath.frames cimport (
+    DELIVER_NEVER,
+    NET_HEADER,
+    deliver,
+    fill_chain,
+    piece,
+    write_net_header,
+)
 from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.split_ring cimport (
     BURST_CHAINS,
@@ -140,16 +147,69 @@ cdef uint32_t chains_waiting(const xdp_port *x, const burst *buffers) noexcept n
     return buffers.end - buffers.first + min(in_ring, ring.size)
 
 
+cdef inline uint32_t post_plain(xdp_port *x, burst *buffers, uint32_t most) noexcept nogil:
+    """Post up to `most` buffers from the burst's front, as long as the kernel or the NIC may write to each.
+
+    Only those that hold header and frame in one piece, as most do. Returns how many; the next one, if any,
+    is for `post_chains`.
+    """
+    cdef const pair_context *pair = x.base.pair
+    cdef const uint8_t *joined = pair.window.joined if x.zero_copy else NULL
+    cdef uint32_t header_size = pair.header_size
+    cdef uint32_t needed = header_size + x.room_needed
+    cdef uint64_t before = x.before_frame - header_size
+    cdef uint64_t last = x.chunk - 1
+    cdef uint64_t umem = x.umem
+    cdef uint64_t *fill = <uint64_t *>x.fill.entries
+    cdef uint32_t mask = x.fill.mask
+    cdef uint32_t position = x.fill.mine
+    cdef posted_buffer *posted = x.posted
+    cdef uint32_t posted_mask = x.posted_mask
+    cdef uint32_t end = x.posted_end
+    cdef const chain *c = &buffers.chains[buffers.first]
+    cdef uint32_t count = 0
+    cdef uint64_t start
+    cdef posted_buffer *e
+    if joined != NULL and header_size < NET_HEADER:
+        return 0
+    while count < most and c.first_length >= needed:
+        start = c.offset - before
+        # No chunk is longer than a page: it crosses one border at most.
+        if joined != NULL and (start ^ (start + last)) >> 12 and not joined[start >> 12]:
+            break
+        e = &posted[end & posted_mask]
+        e.address = start - umem
+        e.header = c.offset
+        e.frame = GUEST_BUFFER
+        e.head = c.head
+        e.state = WITH_THE_KERNEL
+        fill[position & mask] = start - umem
+        position += 1
+        end += 1
+        count += 1
+        c += 1
+    buffers.first += count
+    x.posted_end = end
+    x.fill.mine = position
+    x.chains_posted += count
+    return count
+
+
 cdef void post_chains(xdp_port *x, burst *buffers) noexcept nogil:
     """Post the guest's buffers, and bounce frames for those to which the kernel must not write."""
     cdef pair_context *pair = x.base.pair
     cdef uint32_t space = post_space(x)
     cdef uint32_t waiting = buffers.end - buffers.first
     cdef uint64_t header, data
+    cdef uint32_t count
     cdef uint8_t reason
     cdef chain *c
     if x.spare_posted:
         waiting = chains_waiting(x, buffers)
+    else:
+        count = post_plain(x, buffers, min(space, waiting))
+        waiting -= count
+        space -= count
     # A spare frame posted needs a chain that waits for what arrives in it: only chains beyond those are
     # posted themselves.
     while space and buffers.first != buffers.end and waiting > x.spare_posted:
@@ -204,7 +264,12 @@ cdef posted_buffer *find_posted(xdp_port *x, uint64_t address) noexcept nogil:
     return NULL
 
 
-cdef inline void finish_posted(xdp_port *x, posted_buffer *e) noexcept nogil:
+cdef inline void skip_arrived(xdp_port *x) noexcept nogil:
+    while x.posted_first != x.posted_end and x.posted[x.posted_first & x.posted_mask].state == ARRIVED:
+        x.posted_first += 1
+
+
+cdef void finish_posted(xdp_port *x, posted_buffer *e) noexcept nogil:
     e.state = ARRIVED
     if e.head == NO_HEAD:
         x.spare_posted -= 1
@@ -213,8 +278,7 @@ cdef inline void finish_posted(xdp_port *x, posted_buffer *e) noexcept nogil:
     if e.frame != GUEST_BUFFER:
         x.free_frames[x.free_count] = e.frame
         x.free_count += 1
-    while x.posted_first != x.posted_end and x.posted[x.posted_first & x.posted_mask].state == ARRIVED:
-        x.posted_first += 1
+    skip_arrived(x)
 
 
 cdef inline void return_chain(xdp_port *x, posted_buffer *e, uint32_t written) noexcept nogil:
@@ -231,17 +295,26 @@ cdef void count_copied(pair_counters *counters, uint32_t reason, uint32_t length
     counters.rx.copied_bytes += length
 
 
-cdef void arrive_displaced(xdp_port *x, posted_buffer *e, uint32_t shift, uint32_t length) noexcept nogil:
-    """A frame in the guest's own buffer that is too long, or is not where it was to be."""
+cdef void arrive_in_guest_buffer(xdp_port *x, posted_buffer *e, uint32_t shift, uint32_t length) noexcept nogil:
+    """A frame in the guest's own buffer, out of turn, too long, or not where it was to be."""
     cdef pair_context *pair = x.base.pair
+    cdef pair_counters *counters = pair.counters
     cdef uint8_t *at = pair.window.base + x.umem + e.address
     if length > x.room_needed or shift + length > x.chunk:
         # More than the interface's largest frame: never promised to fit.
-        pair.counters.rx.drops[DROP_TOO_LONG] += 1
+        counters.rx.drops[DROP_TOO_LONG] += 1
         return_chain(x, e, 0)
         return
-    memmove(at + x.before_frame, at + shift, length)
-    count_copied(pair.counters, COPY_BAD_PLACE, length)
+    if shift != x.before_frame:
+        memmove(at + x.before_frame, at + shift, length)
+        count_copied(counters, COPY_BAD_PLACE, length)
+    else:
+        counters.rx.frames += 1
+        counters.rx.bytes += length
+        if x.zero_copy:
+            counters.rx.zero_copy_frames += 1
+        else:
+            counters.rx.direct_frames += 1
     write_net_header(pair.window.base + e.header, pair.header_size, 1)
     return_chain(x, e, pair.header_size + length)
 
@@ -312,67 +385,100 @@ cdef void return_skipped(xdp_port *x) noexcept nogil:
             finish_posted(x, e)
 
 
-cdef bint arrive(
-    xdp_port *x, posted_buffer *e, uint64_t address, uint32_t shift, uint32_t length
-) noexcept nogil:
-    """Deal with what is not a frame in its place. Returns False if it has to wait."""
+cdef bint arrive(xdp_port *x, posted_buffer *e, uint32_t shift, uint32_t length) noexcept nogil:
+    """Deal with an arrival in a buffer that the kernel had. Returns False if it has to wait."""
     cdef piece frame
     if e.frame == GUEST_BUFFER:
-        arrive_displaced(x, e, shift, length)
+        arrive_in_guest_buffer(x, e, shift, length)
         return True
     # The kernel is believed, but not about what lies outside of what it was given.
-    length = min(length, FRAME_BYTES - min(shift, <uint32_t>FRAME_BYTES))
-    frame.data = x.base.pair.window.base + x.umem + address + shift
-    frame.length = length
+    frame.data = x.base.pair.window.base + x.umem + e.address + shift
+    frame.length = min(length, FRAME_BYTES - min(shift, <uint32_t>FRAME_BYTES))
     if e.head == NO_HEAD:
         return arrive_in_spare(x, e, &frame)
     arrive_for_chain(x, e, &frame)
     return True
 
 
-cdef uint32_t xdp_rx_poll(port_interface *self, const used_element **done) noexcept nogil:
-    cdef xdp_port *x = <xdp_port *>self
-    cdef pair_context *pair = self.pair
-    cdef uint8_t *base = pair.window.base
-    cdef uint32_t header_size = pair.header_size
+cdef inline uint32_t take_in_place(xdp_port *x, uint32_t most) noexcept nogil:
+    """Take up to `most` arrivals as long as each is in the next buffer posted, which is the guest's own.
+
+    All that such a frame needs is its header. Returns how many; the next arrival, if any, is for `arrive`.
+    """
+    cdef uint8_t *base = x.base.pair.window.base
+    cdef pair_counters *counters = x.base.pair.counters
+    cdef uint16_t header_size = x.base.pair.header_size
     cdef uint32_t room = x.room_needed
-    cdef uint32_t before = x.before_frame
-    cdef uint32_t in_place = 0
+    cdef uint64_t shift = <uint64_t>x.before_frame << OFFSET_SHIFT
+    cdef const xdp_desc *arrivals = <const xdp_desc *>x.rx.entries
+    cdef uint32_t mask = x.rx.mask
+    cdef uint32_t position = x.rx.mine
+    cdef posted_buffer *posted = x.posted
+    cdef uint32_t posted_mask = x.posted_mask
+    cdef uint32_t first = x.posted_first
+    cdef used_element *element = &x.received_elements[x.received]
+    cdef uint32_t count = 0
     cdef uint64_t octets = 0
-    cdef uint64_t address
-    cdef uint32_t shift, length, waiting
     cdef const xdp_desc *d
     cdef posted_buffer *e
+    most = min(most, x.posted_end - first)
+    while count < most:
+        d = &arrivals[position & mask]
+        e = &posted[first & posted_mask]
+        if (d.addr != e.address | shift or d.len > room or e.frame != GUEST_BUFFER
+                or e.state != WITH_THE_KERNEL):
+            break
+        write_net_header(base + e.header, header_size, 1)
+        element.id = e.head
+        element.length = header_size + d.len
+        e.state = ARRIVED
+        octets += d.len
+        element += 1
+        position += 1
+        first += 1
+        count += 1
+    x.rx.mine = position
+    x.received += count
+    x.chains_posted -= count
+    x.posted_first = first
+    skip_arrived(x)
+    counters.rx.frames += count
+    counters.rx.bytes += octets
+    if x.zero_copy:
+        counters.rx.zero_copy_frames += count
+    else:
+        counters.rx.direct_frames += count
+    return count
+
+
+cdef bint take_other(xdp_port *x) noexcept nogil:
+    """Take the next arrival, whatever it is. Returns False if it has to wait."""
+    cdef const xdp_desc *d = &(<const xdp_desc *>x.rx.entries)[x.rx.mine & x.rx.mask]
+    cdef posted_buffer *e = find_posted(x, address_bits(d.addr))
+    if e == NULL:
+        x.base.pair.counters.rx.drops[DROP_UNEXPECTED_PLACE] += 1
+    elif not arrive(x, e, d.addr >> OFFSET_SHIFT, d.len):
+        return False
+    x.rx.mine += 1
+    return True
+
+
+cdef uint32_t xdp_rx_poll(port_interface *self, const used_element **done) noexcept nogil:
+    cdef xdp_port *x = <xdp_port *>self
+    cdef uint32_t waiting
     x.received = 0
     done[0] = x.received_elements
     if x.closed:
         return_skipped(x)
         return x.received
-    self.wants_buffers = x.guest_memory and (x.spare_posted != 0 or 2 * x.chains_posted < pair.rx.size)
+    self.wants_buffers = x.guest_memory and (
+        x.spare_posted != 0 or 2 * x.chains_posted < self.pair.rx.size)
     waiting = ring_waiting(x.rx)
     while waiting and x.received < BURST_CHAINS:
-        d = &(<const xdp_desc *>x.rx.entries)[x.rx.mine & x.rx.mask]
-        address, shift, length = address_bits(d.addr), d.addr >> OFFSET_SHIFT, d.len
-        e = &x.posted[x.posted_first & x.posted_mask]
-        if x.posted_first == x.posted_end or e.address != address or e.state != WITH_THE_KERNEL:
-            e = find_posted(x, address)
-        if e == NULL:
-            pair.counters.rx.drops[DROP_UNEXPECTED_PLACE] += 1
-        elif e.frame == GUEST_BUFFER and shift == before and length <= room:
-            # The common case: all that is missing is the header.
-            write_net_header(base + e.header, header_size, 1)
-            in_place += 1
-            octets += length
-            return_chain(x, e, header_size + length)
-        elif not arrive(x, e, address, shift, length):
-            break
-        x.rx.mine += 1
-        waiting -= 1
+        waiting -= take_in_place(x, min(waiting, BURST_CHAINS - x.received))
+        if waiting and x.received < BURST_CHAINS:
+            if not take_other(x):
+                break
+            waiting -= 1
     ring_release(x.rx)
-    pair.counters.rx.frames += in_place
-    pair.counters.rx.bytes += octets
-    if x.zero_copy:
-        pair.counters.rx.zero_copy_frames += in_place
-    else:
-        pair.counters.rx.direct_frames += in_place
     return x.received

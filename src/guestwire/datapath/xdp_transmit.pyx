@@ -30,10 +30,15 @@ from guestwire.datapath.counters cimport (
     DROP_SOURCE_ADDRESS,
     DROP_UNEXPECTED_PLACE,
     DROP_UNSENT,
-    direction_counters,
     pair_counters,
 )
-from guestwire.datapath.frames cimport GOOD_FRAME, check_sent_frame, frame_pieces
+from guestwire.datapath.frames cimport (
+    ETHERNET_HEADER,
+    GOOD_FRAME,
+    NEEDS_CSUM,
+    check_sent_frame,
+    frame_pieces,
+)
 from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 from guestwire.datapath.window cimport FRAME_BYTES, window, window_contiguous
@@ -59,6 +64,7 @@ from guestwire.datapath.xdp_socket cimport (
 
 cdef enum:
     NO_SPACE = -2               # beside GOOD_FRAME and DROP_...: later
+    OFFLOAD_FLAGS = 0xFF00 | NEEDS_CSUM     # of a virtio_net_hdr's first two bytes: gso_type, flags
 
 
 cdef inline void return_sent(xdp_port *x, uint32_t head) noexcept nogil:
@@ -78,11 +84,11 @@ cdef inline void put_descriptor(
     x.descriptors_out += 1
 
 
-cdef inline void count_in_place(xdp_port *x) noexcept nogil:
+cdef inline void count_in_place(xdp_port *x, uint32_t count) noexcept nogil:
     if x.zero_copy:
-        x.base.pair.counters.tx.zero_copy_frames += 1
+        x.base.pair.counters.tx.zero_copy_frames += count
     else:
-        x.base.pair.counters.tx.direct_frames += 1
+        x.base.pair.counters.tx.direct_frames += count
 
 
 cdef inline void put_pieces(xdp_port *x, uint16_t head, uint32_t first, uint32_t end) noexcept nogil:
@@ -166,7 +172,7 @@ cdef inline bint send(
         put_pieces(x, head, 0, count)
     elif not send_copied(x, head, count, HEADER_COPY):
         return False
-    count_in_place(x)
+    count_in_place(x, 1)
     return True
 
 
@@ -216,58 +222,87 @@ cdef int submit_pieces(
     return GOOD_FRAME
 
 
-cdef inline bint in_one_piece(const xdp_port *x, const chain *c, uint32_t header_size) noexcept nogil:
-    """Tell whether a frame is one descriptor, as most are."""
-    return c.segment_count == 1 and x.guest_memory and not x.copy_headers and (
-        not x.zero_copy
-        or window_contiguous(x.base.pair.window, c.offset + header_size, c.length - header_size))
+cdef inline uint32_t send_plain(xdp_port *x, burst *frames, uint32_t most) noexcept nogil:
+    """Send up to `most` frames from the burst's front, as long as each is one descriptor, as most are.
+
+    Returns how many; the next one, if any, is for `submit_other`. All is in locals, since for all that the
+    compiler knows a store to `pieces_left` changes anything else.
+    """
+    cdef pair_context *pair = x.base.pair
+    cdef const uint8_t *base = pair.window.base
+    cdef const uint8_t *joined = pair.window.joined if x.zero_copy else NULL
+    cdef uint8_t *pieces_left = x.pieces_left
+    cdef uint64_t umem = x.umem
+    cdef uint32_t header_size = pair.header_size
+    cdef uint32_t longest = x.longest_frame
+    cdef xdp_desc *descriptors = <xdp_desc *>x.tx.entries
+    cdef uint32_t mask = x.tx.mask
+    cdef uint32_t position = x.tx.mine
+    cdef const chain *c = &frames.chains[frames.first]
+    cdef uint32_t count = 0
+    cdef uint64_t octets = 0
+    cdef uint64_t offset
+    cdef uint32_t length
+    cdef uint16_t flags
+    most = min(most, frames.end - frames.first)
+    if not x.guest_memory or x.copy_headers:
+        return 0
+    while count < most:
+        length = c.length - header_size
+        # One comparison: what is shorter than its header is a large number.
+        if c.segment_count != 1 or length - ETHERNET_HEADER > longest - ETHERNET_HEADER:
+            break
+        offset = c.offset
+        memcpy(&flags, base + offset, sizeof(flags))
+        offset += header_size
+        # No frame is as long as a page: it crosses one border at most.
+        if flags & OFFLOAD_FLAGS or (
+                joined != NULL and (offset ^ (offset + length - 1)) >> 12 and not joined[offset >> 12]):
+            break
+        descriptors[position & mask].addr = (offset - umem - c.head) | <uint64_t>c.head << OFFSET_SHIFT
+        descriptors[position & mask].len = length
+        descriptors[position & mask].options = 0
+        pieces_left[c.head] = 1
+        position += 1
+        octets += length
+        count += 1
+        c += 1
+    frames.first += count
+    x.tx.mine = position
+    x.descriptors_out += count
+    count_in_place(x, count)
+    pair.counters.tx.frames += count
+    pair.counters.tx.bytes += octets
+    return count
+
+
+cdef int submit_other(xdp_port *x, const burst *frames, uint32_t *space) noexcept nogil:
+    """Send or drop the frame at the burst's front, whatever it is; returns NO_SPACE if it has to wait."""
+    cdef const chain *c = &frames.chains[frames.first]
+    cdef int reason = check_sent_frame(x.base.pair, frames, c, x.longest_frame)
+    if reason == GOOD_FRAME:
+        reason = submit_pieces(x, frames, c, space)
+    if reason >= 0:
+        x.base.pair.counters.tx.drops[reason] += 1
+        return_sent(x, c.head)
+    return reason
 
 
 cdef void xdp_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
-    cdef pair_context *pair = self.pair
-    cdef direction_counters *counters = &pair.counters.tx
-    cdef uint32_t header_size = pair.header_size
     cdef uint32_t space = ring_space(x.tx, BURST_CHAINS)
-    cdef uint32_t in_place = 0
-    cdef uint64_t octets = 0
-    cdef uint64_t address
-    cdef const chain *c
-    cdef int reason
     if x.down:
         # What it took before it went down still waits in the tx ring: ask whether it goes on.
         wake_sender(x)
     if self.gone or x.down:
         drop_all(x, frames)
     while frames.first < frames.end and x.sent < BURST_CHAINS:
-        c = &frames.chains[frames.first]
-        reason = check_sent_frame(pair, frames, c, x.longest_frame)
-        if reason == GOOD_FRAME and in_one_piece(x, c, header_size):
-            if space == 0:
+        space -= send_plain(x, frames, space)
+        if frames.first < frames.end:
+            if submit_other(x, frames, &space) == NO_SPACE:
                 break
-            address = c.offset + header_size - x.umem
-            put_descriptor(
-                x, (address - c.head) | <uint64_t>c.head << OFFSET_SHIFT, c.length - header_size, 0)
-            x.pieces_left[c.head] = 1
-            space -= 1
-            in_place += 1
-            octets += c.length - header_size
-        else:
-            if reason == GOOD_FRAME:
-                reason = submit_pieces(x, frames, c, &space)
-            if reason == NO_SPACE:
-                break
-            if reason != GOOD_FRAME:
-                counters.drops[reason] += 1
-                return_sent(x, c.head)
-        frames.first += 1
+            frames.first += 1
     ring_submit(x.tx)
-    counters.frames += in_place
-    counters.bytes += octets
-    if x.zero_copy:
-        counters.zero_copy_frames += in_place
-    else:
-        counters.direct_frames += in_place
     wake_sender(x)
 
 
@@ -301,18 +336,45 @@ cdef void complete(xdp_port *x, uint64_t address) noexcept nogil:
     x.descriptors_out -= 1
 
 
+cdef inline void collect_sent(xdp_port *x) noexcept nogil:
+    """Read completions, up to a burst of chains."""
+    cdef const uint64_t *entries = <const uint64_t *>x.completion.entries
+    cdef uint8_t *pieces_left = x.pieces_left
+    cdef uint64_t bounce = x.bounce
+    cdef uint32_t mask = x.completion.mask
+    cdef uint32_t position = x.completion.mine
+    cdef uint32_t waiting = ring_waiting(x.completion)
+    cdef uint32_t sent = x.sent
+    cdef uint32_t head
+    cdef uint64_t address
+    while waiting and sent < BURST_CHAINS:
+        address = entries[position & mask]
+        head = address >> OFFSET_SHIFT
+        if pieces_left[head] == 1 and address_bits(address) < bounce:
+            # The common case: the only descriptor of its chain.
+            pieces_left[head] = 0
+            x.sent_elements[sent].id = head
+            x.sent_elements[sent].length = 0
+            sent += 1
+            x.descriptors_out -= 1
+        else:
+            x.sent = sent
+            complete(x, address)
+            sent = x.sent
+        position += 1
+        waiting -= 1
+    x.sent = sent
+    x.completion.mine = position
+    ring_release(x.completion)
+
+
 cdef uint32_t xdp_tx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
-    cdef uint32_t count, waiting
+    cdef uint32_t count
     if x.closed:
         return_unsent(x)
     else:
-        waiting = ring_waiting(x.completion)
-        while waiting and x.sent < BURST_CHAINS:
-            complete(x, (<uint64_t *>x.completion.entries)[x.completion.mine & x.completion.mask])
-            x.completion.mine += 1
-            waiting -= 1
-        ring_release(x.completion)
+        collect_sent(x)
         if x.descriptors_out:
             wake_sender(x)
     self.busy = x.descriptors_out != 0 and not self.gone

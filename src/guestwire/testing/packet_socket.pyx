@@ -44,9 +44,8 @@ cdef enum:
     BATCH = 64                  # frames of a system call
     SLICE_MS = 50               # how long a wait keeps from Python
     RETRY_MS = 1                # until a full device queue, which tells nobody, is tried again
-
-SO_RCVBUFFORCE = 33             # asm-generic/socket.h
-RECEIVE_BUFFER = 8 << 20        # bytes, as the kernel counts them: with what it needs beside a frame
+    SO_RCVBUFFORCE = 33         # asm-generic/socket.h
+    RECEIVE_BUFFER = 8 << 20    # bytes, as the kernel counts them: with what it needs beside a frame
 
 
 cdef struct batch:

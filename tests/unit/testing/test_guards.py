@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from guestwire.testing import BufferLayout, DeviceError, FrameStream, PageKind, QueuePair, SharedMemory
-from guestwire.virtio.features import Feature
-from unit.testing.machine import HEADER, Machine
+from unit.testing.machine import HEADER, Machine, machine
 
 MIB = 1 << 20
 
@@ -18,7 +18,7 @@ def test_memory_that_belongs_to_nobody() -> None:
         memory.check_guards()
         one, other = memory.allocate(100, 16, region=1), memory.allocate(10, 4096, region=1)
         assert not any(one.bytes)
-        one.bytes[:] = other.bytes[:10] * 10
+        one.bytes[:], other.bytes[:] = b"x" * 100, b"y" * 10
         memory.check_guards()
         region = memory.regions[1]
         first = one.guest_address - region.guest_address
@@ -54,55 +54,57 @@ def test_what_fits_in_one_hugepage_lies_in_one() -> None:
         assert memory.allocate(5 * MIB // 2, 4096).guest_address == 7 * MIB // 2
 
 
-@pytest.fixture(
-    params=[BufferLayout(200), BufferLayout(200, header_apart=True), BufferLayout(200, piece_length=48)]
-)
-def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with SharedMemory(MIB) as memory:
-        made = Machine(memory, features=Feature.VIRTIO_F_VERSION_1, receive_layout=request.param)
+LAYOUTS = [BufferLayout(200), BufferLayout(200, header_apart=True), BufferLayout(200, piece_length=48)]
+
+
+@contextmanager
+def guarded(layout: BufferLayout) -> Iterator[Machine]:
+    with machine(receive_layout=layout) as made:
         made.pair = QueuePair(*made.drivers, verify_unwritten=True)
         made.pair.receive_ring.post()
-        try:
-            yield made
-        finally:
-            made.close()
+        yield made
 
 
-def give_back(machine: Machine, stream: FrameStream, *, written: int = 0) -> None:
-    """Be the device: put the next frame into the next buffer, and `written` bytes more than one says."""
+def give_back(m: Machine, stream: FrameStream, *, more: int = 0) -> None:
+    """Be the device: put the next frame into the next buffer, and write more than it says."""
     (frame,) = stream.take(1)
-    chain = machine.receive.pop()
+    chain = m.receive.pop()
     assert chain is not None
-    header = bytes(HEADER - 2) + b"\x01\x00"
-    data = header + frame + b"x" * written
-    for segment in chain.segments:
-        part, data = data[: segment.length], data[segment.length :]
-        machine.guest.write(segment.address, part)
-    machine.receive.push(chain.head, HEADER + len(frame))
+    m.write(chain, bytes(HEADER - 2) + b"\x01\x00" + frame + b"x" * more)
+    m.receive.push(chain.head, HEADER + len(frame))
+    m.receive.publish()
 
 
-def test_frames_of_all_lengths_leave_their_buffers_clean(machine: Machine) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frames_of_all_lengths_go_unremarked(layout: BufferLayout) -> None:
     stream = FrameStream((60, 188))
-    for _ in range(50):
-        give_back(machine, stream)
-        machine.pair.receive_stream(stream, 1)
-        machine.pair.receive_ring.check_guards()
+    with guarded(layout) as m:
+        for _ in range(50):
+            give_back(m, stream)
+            m.pair.receive_stream(stream, 1)
+            m.pair.receive_ring.check_guards()
 
 
-@pytest.mark.parametrize("written", [1, 40, 88])
-def test_a_buffer_written_behind_its_frame(machine: Machine, written: int) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("more", [1, 40, 88])
+def test_a_buffer_written_behind_its_frame(layout: BufferLayout, more: int) -> None:
     stream = FrameStream(100)
-    give_back(machine, stream)
-    give_back(machine, stream, written=written)
-    machine.pair.receive_stream(stream, 1)
-    with pytest.raises(DeviceError, match="written behind the length that the used entry says"):
-        machine.pair.receive_stream(stream, 1)
+    with guarded(layout) as m:
+        give_back(m, stream)
+        give_back(m, stream, more=more)
+        m.pair.receive_stream(stream, 1)
+        with pytest.raises(DeviceError, match="written behind the length that the used entry says"):
+            m.pair.receive_stream(stream, 1)
 
 
-def test_a_buffer_written_while_nobody_looks(machine: Machine) -> None:
-    ring = machine.pair.receive_ring
-    ring.check_guards()
-    offset, length = ring_piece(machine)
-    machine.guest.bytes[ring.buffer_address(7) + offset + length - 1] = 0
-    with pytest.raises(DeviceError, match="buffer 7 at guest address .* was written, and not given back"):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_buffer_written_and_not_given_back(layout: BufferLayout) -> None:
+    with guarded(layout) as m:
+        ring = m.pair.receive_ring
         ring.check_guards()
+        pieces = layout.pieces(HEADER)
+        m.guest.bytes[ring.buffer_address(2) - pieces[0][0] + sum(pieces[-1]) - 1] = 0
+        with pytest.raises(
+            DeviceError, match=r"buffer 2 at guest address .* was written, and not given back"
+        ):
+            ring.check_guards()

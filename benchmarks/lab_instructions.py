@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """How many instructions the guestwire process costs for a 1500-byte frame on a real zero-copy driver.
 
-In the zero-copy lab (tests/lab), with QEMU counting instructions (-icount shift=0): the machine's clock advances
-one nanosecond with each instruction, so that the CPU time of a process, which the kernel keeps, is the
-number of instructions that it executed, its system calls included, on whatever machine this runs.
+In the zero-copy lab (tests/lab), with QEMU counting instructions (-icount shift=0): the machine's clock
+advances one nanosecond with each instruction, so that the CPU time of a process, which the kernel keeps, is
+the number of instructions that it executed, its system calls included, on whatever machine this runs.
 What the NIC's interrupts do is charged to whoever they interrupt, as everywhere.
 """
 
@@ -17,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from lab.machine import NIC, LabMachine, run_python
+from guestwire.testing import BufferLayout, FakeGuest, FrameStream, PacketSocket, PageKind, SharedMemory
+from guestwire.testing.namespaces import call_inside
+from lab.machine import NAMESPACE, NIC, PEER, LabMachine, run_python
 
 MODES = ("zero-copy", "bounce")
 DIRECTIONS = ("receive", "transmit")
@@ -46,11 +47,9 @@ def cpu_nanoseconds(pid: int) -> int:
 
 def measure(mode: str, frames: int) -> dict[str, float]:
     """Inside the machine: return instructions a frame of each direction."""
-    from guestwire.testing import BufferLayout, FakeGuest, FrameStream, PacketSocket, PageKind, SharedMemory
-    from guestwire.testing.namespaces import call_inside
-    from lab.inside.commands import LabBackend
-    from lab.inside.peer import wait_for_carrier
-    from lab.machine import NAMESPACE, PEER
+    # Only there is a server for its commands.
+    from lab.inside.commands import LabBackend  # noqa: PLC0415
+    from lab.inside.peer import wait_for_carrier  # noqa: PLC0415
 
     class Backend(LabBackend):
         """One that sleeps at once when there is nothing to do, so that waiting costs nothing."""

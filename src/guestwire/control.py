@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,8 @@ from typing import TypeVar
 import msgspec
 
 from guestwire.errors import ConfigurationError, GuestwireError, HostError
+
+log = logging.getLogger(__name__)
 
 LONGEST_REQUEST = 65536
 TIMEOUT_SECONDS = 5.0
@@ -188,6 +191,9 @@ class ControlServer:
             return self._status()
         except GuestwireError as error:
             return Refusal(str(error), error.remedy, error.exit_code)
+        except Exception as error:
+            log.exception("a request on the control socket failed")
+            return Refusal(f"{type(error).__name__}: {error}", "see the log of the process")
 
     async def stop(self) -> None:
         """Listen no more."""

@@ -340,10 +340,12 @@ async def _watch_share(guest: Guest) -> None:
     watch = ShareWatch()
     while True:
         await asyncio.sleep(SHARE_WATCH_SECONDS)
-        if guest.port.status().asked_mode != "zero-copy":
-            continue
         with contextlib.suppress(FileNotFoundError):
-            for sentence in watch.look(read_counters(guest.counters_path)):
+            counters = read_counters(guest.counters_path)
+            if guest.port.status().asked_mode != "zero-copy":
+                watch.begin(counters)
+                continue
+            for sentence in watch.look(counters):
                 guest.log.warning("%s", sentence)
 
 

@@ -293,7 +293,7 @@ class Guest:
         """Look at the port's interface after an event of it, and tell the guest what has changed."""
         if self.closed or self.lost is not None:
             return
-        before = self.port.mtu
+        before, promised = self.port.mtu, self.mtu
         attach_anew = self.port.refresh()
         if self.port.gone or self.pairs.port_gone:
             self.lose_port(f"the interface of port {self.config.port} is gone")
@@ -305,23 +305,23 @@ class Guest:
                 self.lose_port(f"port {self.config.port}: {error}")
                 return
             self.log.info("the MTU of port %s is %d now, was %d", self.config.port, self.port.mtu, before)
-            self._warn_of_mtu()
+            self._warn_of_mtu(promised)
         was_up = self.net_config.status
         self.show_link()
         if self.net_config.status != was_up:
             self.log.info("the link is %s", "up" if self.net_config.status else "down")
 
-    def _warn_of_mtu(self) -> None:
+    def _warn_of_mtu(self, promised: int) -> None:
         """Say so if the port carries less than the guest was told, which it cannot be told otherwise."""
-        if self.port.mtu < self.mtu:
+        if self.port.mtu < promised:
             interface = self.port.status().interface
             self.log.warning(
                 "the guest may send frames for an MTU of %d: longer ones than for %d are dropped (too_long); "
                 "ip link set dev %s mtu %d",
-                self.mtu,
+                promised,
                 self.port.mtu,
                 interface,
-                self.mtu,
+                promised,
             )
 
     def lose_port(self, why: str) -> None:

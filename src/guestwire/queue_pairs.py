@@ -164,8 +164,11 @@ class QueuePairs:
                 port.prepare(pair, window, self._queue_size(pair))
         self.rest()
         self.window, self.port = window, port
-        for pair in range(self._config.queue_pairs):
-            self._update(pair)
+        try:
+            for pair in range(self._config.queue_pairs):
+                self._update(pair)
+        finally:
+            port.forget()
 
     def rest(self) -> None:
         """End the work of every pair, until the next `move`: no buffer is anybody's but the guest's."""

@@ -27,6 +27,17 @@ class ShareWatch:
         self._before: dict[str, tuple[int, int, dict[str, int]]] = {}
         self._below: dict[str, bool] = {}
 
+    def begin(self, pairs: Iterable[PairCounters]) -> None:
+        """Begin here: what was counted before does not matter."""
+        pairs = list(pairs)
+        for direction in ("rx", "tx"):
+            counted = total(pair["rx"] if direction == "rx" else pair["tx"] for pair in pairs)
+            self._before[direction] = (
+                counted["frames"],
+                counted["zero_copy_frames"],
+                counted["copied_frames"],
+            )
+
     def look(self, pairs: Iterable[PairCounters]) -> list[str]:
         """Return a sentence for each direction whose share has fallen under 99 % since the last look.
 
@@ -57,6 +68,5 @@ def _sentence(words: str, share: float, frames: int, copied: dict[str, int]) -> 
     reasons = sorted((reason for reason, n in copied.items() if n > 0), key=lambda reason: -copied[reason])
     why = ", ".join(f"{copied[reason]:,} {reason}" for reason in reasons)
     remedy = REMEDIES.get(reasons[0], "guestwire status") if reasons else "guestwire status"
-    return (
-        f"only {share:.1%} of the last {frames:,} {words} frames went in zero copy; copied: {why}; {remedy}"
-    )
+    copies = f"; copied: {why}" if why else ""
+    return f"only {share:.1%} of the last {frames:,} {words} frames went in zero copy{copies}; {remedy}"

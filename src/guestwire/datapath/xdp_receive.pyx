@@ -112,14 +112,36 @@ cdef inline void post_frame(xdp_port *x, uint16_t head, uint8_t reason) noexcept
     post(x, frame_address(x, x.free_frames[x.free_count]), 0, x.free_frames[x.free_count], head, reason)
 
 
+cdef void close_gaps(xdp_port *x) noexcept nogil:
+    """Move together what the kernel still has, in order: one buffer that never comes back holds up none."""
+    cdef uint32_t to = x.posted_end
+    cdef uint32_t i = x.posted_end
+    cdef uint32_t overtaken = x.overtaken
+    cdef bint passed = False
+    while i != x.posted_first:
+        if i == overtaken and not passed:
+            passed, x.overtaken = True, to
+        i -= 1
+        if x.posted[i & x.posted_mask].state == WITH_THE_KERNEL:
+            to -= 1
+            x.posted[to & x.posted_mask] = x.posted[i & x.posted_mask]
+        elif not passed:
+            # It was returned: what is before it is older than a returned chain, and stays so.
+            passed, x.overtaken = True, to
+    x.posted_first = to
+
+
 cdef inline uint32_t post_space(xdp_port *x) noexcept nogil:
+    if x.posted_end - x.posted_first > x.posted_mask and (
+            x.chains_posted + x.spare_posted <= x.posted_mask // 2):
+        close_gaps(x)
     return min(x.posted_mask + 1 - (x.posted_end - x.posted_first), ring_space(x.fill, BURST_CHAINS))
 
 
-cdef void post_spare_frames(xdp_port *x, uint32_t most, uint8_t reason) noexcept nogil:
-    """Post bounce frames that belong to no chain, until the kernel has `most` of them."""
+cdef void post_spare_frames(xdp_port *x, uint32_t most, uint8_t reason, uint32_t leave) noexcept nogil:
+    """Post bounce frames that belong to no chain, until the kernel has `most` of them or `leave` are left."""
     cdef uint32_t space = post_space(x)
-    while space and x.free_count > SEND_RESERVE and x.spare_posted < most:
+    while space and x.free_count > leave and x.spare_posted < most:
         post_frame(x, NO_HEAD, reason)
         space -= 1
 
@@ -223,7 +245,7 @@ cdef void post_chains(xdp_port *x, burst *buffers) noexcept nogil:
             post(x, data - x.umem - x.before_frame, header, GUEST_BUFFER, c.head, 0)
         elif c.length < pair.header_size + x.longest_frame:
             # It cannot hold a frame by itself: it waits here for arrivals in spare frames.
-            post_spare_frames(x, chains_waiting(x, buffers), reason)
+            post_spare_frames(x, chains_waiting(x, buffers), reason, SEND_RESERVE)
             return
         elif x.free_count > SEND_RESERVE:
             post_frame(x, c.head, reason)
@@ -241,9 +263,9 @@ cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
         post_chains(x, buffers)
         if x.reserve and x.chains_posted + max(x.spare_posted, chains_waiting(x, buffers)) < x.reserve:
             # Of the chains that wait, the next passes post those beyond the spare frames.
-            post_spare_frames(x, x.reserve - x.chains_posted, COPY_FEW_BUFFERS)
+            post_spare_frames(x, x.reserve - x.chains_posted, COPY_FEW_BUFFERS, 0)
     else:
-        post_spare_frames(x, x.fill.size, COPY_BOUNCE_MODE)
+        post_spare_frames(x, x.fill.size, COPY_BOUNCE_MODE, SEND_RESERVE)
     if x.fill.mine != before:
         ring_submit(x.fill)
     # Looked at on every pass: the driver may ask for a wake-up after we have submitted.
@@ -295,7 +317,9 @@ cdef void count_copied(pair_counters *counters, uint32_t reason, uint32_t length
     counters.rx.copied_bytes += length
 
 
-cdef void arrive_in_guest_buffer(xdp_port *x, posted_buffer *e, uint32_t shift, uint32_t length) noexcept nogil:
+cdef void arrive_in_guest_buffer(
+    xdp_port *x, posted_buffer *e, uint32_t shift, uint32_t length
+) noexcept nogil:
     """A frame in the guest's own buffer, out of turn, too long, or not where it was to be."""
     cdef pair_context *pair = x.base.pair
     cdef pair_counters *counters = pair.counters

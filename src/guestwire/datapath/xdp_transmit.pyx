@@ -202,6 +202,12 @@ cdef void drop_all(xdp_port *x, burst *frames) noexcept nogil:
         frames.first += 1
 
 
+cdef inline uint32_t frames_owed(const xdp_port *x) noexcept nogil:
+    """How many bounce frames sending must leave, so that the kernel never has too few buffers."""
+    cdef uint32_t posted = x.chains_posted + x.spare_posted
+    return x.reserve - posted if posted < x.reserve else 0
+
+
 cdef int submit_pieces(
     xdp_port *x, const burst *frames, const chain *c, uint32_t *space
 ) noexcept nogil:
@@ -212,7 +218,7 @@ cdef int submit_pieces(
     cdef uint8_t copy = why_copy(x, count, length)
     cdef bint bounce = copy != COPY_NOT or x.copy_headers
     cdef uint32_t needed = bounce + (count if copy == COPY_NOT else 0)
-    if space[0] < needed or bounce and x.free_count == 0:
+    if space[0] < needed or bounce and x.free_count <= frames_owed(x):
         return NO_SPACE
     if not send(x, c.head, count, length, copy):
         return DROP_SOURCE_ADDRESS
@@ -389,8 +395,10 @@ cdef void xdp_drain(port_interface *self) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef timespec start, now
     clock_gettime(CLOCK_MONOTONIC, &start)
-    while ring_waiting(x.completion) < min(x.descriptors_out, x.completion.size) and not self.gone:
+    while ring_waiting(x.completion) < min(x.descriptors_out, x.completion.size):
         wake_sender(x)
+        if self.gone or x.down:
+            return
         # ring_waiting looks at the kernel's index only when it believes that nothing waits.
         x.completion.theirs = load_acquire_u32(x.completion.producer)
         clock_gettime(CLOCK_MONOTONIC, &now)

@@ -10,6 +10,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterator
+from socket import if_indextoname
 from types import TracebackType
 from typing import Self
 
@@ -88,13 +89,17 @@ class FlowSteering:
     def _undo(self) -> None:
         rule, self._rule = self._rule, None
         replaced, self._replaced = self._replaced, {}
-        name = self.interface.name
+        try:
+            # Another interface may have the name now.
+            name = if_indextoname(self.interface.index)
+        except OSError:
+            return
         with self._logging_failure(f"ethtool -N {name} delete {rule.location if rule else 0}"):
             if rule and flow_rules.flow_rule(name, rule.location) == rule:
                 flow_rules.delete_rule(name, rule.location)
         with self._logging_failure(f"ethtool -X {name} default"):
             if replaced:
-                self._restore_table(replaced)
+                self._restore_table(name, replaced)
 
     def _require_possible(self, steering: Steering) -> None:
         name, remedy = self.interface.name, steering.remedy(self.queues, self.mac)
@@ -130,9 +135,11 @@ class FlowSteering:
             flow_rules.set_indirection_table(self.interface.name, changed)
         self._replaced = replaced
 
-    def _restore_table(self, replaced: dict[int, tuple[int, int]]) -> None:
-        name = self.interface.name
-        table = list(flow_rules.indirection_table(name) or ())
+    def _restore_table(self, name: str, replaced: dict[int, tuple[int, int]]) -> None:
+        present = flow_rules.indirection_table(name)
+        if present is None:
+            raise OSError(errno.EIO, "the RSS table cannot be read")
+        table = list(present)
         for slot, (before, after) in replaced.items():
             if slot < len(table) and table[slot] == after:
                 table[slot] = before

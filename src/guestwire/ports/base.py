@@ -80,6 +80,9 @@ class Port(Protocol):
         It may work on this port or on another. What cannot be done beforehand is left to `attach`.
         """
 
+    def forget(self) -> None:
+        """Give up what was prepared and not attached."""
+
     def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
         """Join a queue pair to the port; `queue_size` is the larger of its rings'.
 

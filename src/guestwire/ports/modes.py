@@ -41,6 +41,7 @@ class Facts:
         generic_reason: why its XDP program runs, or would run, in generic mode; empty if in the driver.
         shared_reason: who else's frames can reach the queues; None if they are the guest's alone.
         shared_remedy: what makes them the guest's alone.
+        starving: why a driver could run out of buffers that may not.
         pinning: what stands against pinning the guest's memory, if anything does.
         huge_pages: the guest's memory is, as a device sees it, in pieces much larger than a frame.
         trust_mtu: no frame longer than the interface's MTU allows ever comes from the wire.
@@ -50,6 +51,7 @@ class Facts:
     generic_reason: str = ""
     shared_reason: str | None = None
     shared_remedy: str = ""
+    starving: Obstacle | None = None
     pinning: Obstacle | None = None
     huge_pages: bool = True
     trust_mtu: bool = False
@@ -136,4 +138,4 @@ def zero_copy_obstacle(facts: Facts) -> Obstacle | None:
             f"{facts.shared_reason}, and a frame for somebody else would lie in the guest's memory",
             facts.shared_remedy,
         )
-    return None
+    return facts.starving

@@ -49,7 +49,7 @@ def _mac(value: str) -> str | None:
 
 # What each option's words mean; None if nothing.
 _OPTIONS: dict[str, Callable[[str], object]] = {
-    "queue": lambda value: int(value) if value.isascii() and value.isdigit() else None,
+    "queue": lambda value: int(value) if re.fullmatch("[0-9]{1,5}", value) else None,
     "mode": lambda value: value if value in MODES else None,
     "shared": {"yes": True, "no": False}.get,
     "steer": _mac,

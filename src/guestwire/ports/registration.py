@@ -24,6 +24,20 @@ RELEASE_SECONDS = 2.0  # the kernel lets go of a closed socket's queue and memor
 RETRY_SECONDS = 0.005
 
 
+def contiguous_share(window: Window) -> float:
+    """Find out which pages a device sees in one piece (`find_contiguous_pages`).
+
+    Raises:
+        HostError: the kernel does not let us look.
+    """
+    try:
+        return find_contiguous_pages(window)
+    except OSError as error:
+        raise HostError(
+            f"where the guest's pages lie cannot be seen: {error}", "use mode=direct, or raise ulimit -n"
+        ) from error
+
+
 class Registration:
     """A socket with a window registered as a plan wants it.
 
@@ -38,6 +52,7 @@ class Registration:
     Attributes:
         socket: the socket. window: what is registered. plan: how.
         pinned_bytes: how much of it is pinned.
+        share: of the borders between guest pages, those that a frame may cross in zero-copy mode.
 
     Raises:
         GuestwireError: the budget or the kernel refuses; nothing is left behind.
@@ -57,6 +72,7 @@ class Registration:
     ) -> None:
         self.window, self.plan, self._budget = window, plan, budget
         self._interface, self._queue = interface, queue
+        self.share = 1.0
         what = self._what
         self.pinned_bytes = window.size if plan.pins else window.size - window.bounce_offset
         if plan.pins and not registration_cost(window.size, plan.geometry.chunk, zero_copy=False).array_fits:
@@ -70,11 +86,15 @@ class Registration:
             raise HostError(f"{what}: {refusal.reason}", refusal.remedy)
         try:
             self.socket = self._register(ring_size, rx_size, released_at + RELEASE_SECONDS)
-            if plan.mode == "zero-copy":
-                # Once more, now that the pages are pinned: they can have been moved for that.
-                find_contiguous_pages(window)
         except BaseException:
             budget.release(self.pinned_bytes)
+            raise
+        try:
+            if plan.mode == "zero-copy":
+                # Once more, now that the pages are pinned: they can have been moved for that.
+                self.share = contiguous_share(window)
+        except BaseException:
+            self.close()
             raise
 
     def _register(self, ring_size: int, rx_size: int, deadline: float) -> XdpSocket:

@@ -33,6 +33,9 @@ class SimplePort:
     def open(self, queue_pairs: int) -> None:
         """Nothing to open."""
 
+    def forget(self) -> None:
+        """Nothing is prepared."""
+
     def succeed(self, port: Port) -> None:
         """There is nothing to take over."""
 
@@ -115,6 +118,9 @@ class PcapControl:
                     f"cannot create the capture file {self.sink}: {error.strerror}",
                     f"ls -ld {Path(self.sink).parent}",
                 ) from error
+
+    def forget(self) -> None:
+        """Nothing is prepared."""
 
     def succeed(self, port: Port) -> None:
         """There is nothing to take over."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import time
 from socket import if_indextoname, if_nametoindex
 
 import guestwire.datapath.port
-from guestwire.datapath.contiguous_pages import find_contiguous_pages
 from guestwire.datapath.window import Window
 from guestwire.datapath.xdp import XdpPort
 from guestwire.errors import GuestwireError, HostError
@@ -39,8 +39,13 @@ from guestwire.host.xdp_program import REQUIRED_CAPABILITIES, XdpProgram
 from guestwire.ports import geometry, modes
 from guestwire.ports.base import Port, PortStatus
 from guestwire.ports.budget import GuestBudget
-from guestwire.ports.modes import MODES, Facts, Plan
-from guestwire.ports.registration import RELEASE_SECONDS, QueueBusyError, Registration
+from guestwire.ports.modes import MODES, Facts, Obstacle, Plan
+from guestwire.ports.registration import (
+    RELEASE_SECONDS,
+    QueueBusyError,
+    Registration,
+    contiguous_share,
+)
 from guestwire.ports.xdp_options import XdpOptions
 
 log = logging.getLogger(__name__)
@@ -60,6 +65,14 @@ FILL_MARGIN = 64  # the driver refills in batches of up to so many
 HUGE_SHARE = 0.99  # of borders between pages that a frame may cross: memory is in large pieces
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A registration for the first of the plans."""
+
+    plans: list[Plan]
+    registration: Registration
+
+
 @dataclasses.dataclass(slots=True)
 class _Attached:
     """A queue pair's share of the port."""
@@ -68,6 +81,7 @@ class _Attached:
     registration: Registration
     port: XdpPort
     note: str
+    reserve: int
 
     @property
     def plan(self) -> Plan:
@@ -102,7 +116,7 @@ class XdpControl:
         self._filter: AddressFilter | None = None
         self._queues = range(0)
         self._multi_buffer = False
-        self._prepared: dict[int, Registration] = {}
+        self._prepared: dict[int, _Prepared] = {}
         self._attached: dict[int, _Attached] = {}
         self._past: dict[str, int] = {}
 
@@ -160,8 +174,7 @@ class XdpControl:
         """Give the interface back."""
         for pair in list(self._attached):
             self.detach(pair)
-        while self._prepared:
-            self._prepared.popitem()[1].close()
+        self.forget()
         if self._filter is not None:
             self._filter.close()
             self._filter = None
@@ -180,10 +193,10 @@ class XdpControl:
         What cannot be done now, for want of memory that is pinned twice meanwhile, is left to `attach`.
         """
         if (earlier := self._prepared.pop(pair, None)) is not None:
-            earlier.close()
+            earlier.registration.close()
         with contextlib.suppress(GuestwireError):
-            plan = self._plans(window)[0]
-            self._prepared[pair] = self._register(pair, window, plan, queue_size)
+            plans = self._plans(window)
+            self._prepared[pair] = _Prepared(plans, self._register(pair, window, plans[0], queue_size))
 
     def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
         """Bind a socket for the queue pair in the best mode there is.
@@ -192,45 +205,54 @@ class XdpControl:
             GuestwireError: no mode that was asked for works; the message says why.
         """
         assert self._interface is not None
-        plans = self._plans(window)
+        prepared = self._prepared.pop(pair, None)
+        if prepared is not None and prepared.registration.window is not window:
+            prepared.registration.close()
+            prepared = None
+        plans = self._plans(window) if prepared is None else prepared.plans
         failures: list[str] = []
         while True:
             plan = plans.pop(0)
             plan = dataclasses.replace(plan, reason="; ".join(filter(None, (plan.reason, *failures))))
             try:
-                registration = self._bind(pair, window, plan, queue_size)
+                registration = (
+                    self._register(pair, window, plan, queue_size)
+                    if prepared is None
+                    else prepared.registration
+                )
+                prepared = None
+                self._bind(registration, plan)
                 break
             except GuestwireError as error:
                 if not plans or isinstance(error, QueueBusyError):
                     raise
                 failures.append(f"{plan.mode}: {error}")
-        port = self._port(pair, window, registration)
-        attached = _Attached(
-            self._queues[pair], registration, port, self._note(registration.plan, window, queue_size)
-        )
+        try:
+            port = self._port(pair, window, registration)
+            note = self._note(registration, queue_size)
+        except BaseException:
+            registration.close()
+            raise
+        reserve = self._reserve() if self._never_starve(registration.plan) else 0
+        attached = _Attached(self._queues[pair], registration, port, note, reserve)
         self._attached[pair] = attached
         reason = "; ".join(filter(None, (plan.reason, attached.note)))
         log.info("%s queue %d: %s mode%s", self.name, attached.queue, plan.mode, reason and f" ({reason})")
         return port
 
-    def _bind(self, pair: int, window: Window, plan: Plan, queue_size: int) -> Registration:
+    def forget(self) -> None:
+        """Unpin what was prepared and not attached."""
+        while self._prepared:
+            self._prepared.popitem()[1].registration.close()
+
+    def _bind(self, registration: Registration, plan: Plan) -> None:
         assert self._interface is not None
-        registration = self._prepared.pop(pair, None)
-        if registration is not None and (
-            registration.window is not window
-            or (registration.plan.mode, registration.plan.geometry) != (plan.mode, plan.geometry)
-        ):
-            registration.close()
-            registration = None
-        if registration is None:
-            registration = self._register(pair, window, plan, queue_size)
         registration.plan = plan
         try:
             registration.bind(self._interface.index)
         except BaseException:
             registration.close()
             raise
-        return registration
 
     def _register(self, pair: int, window: Window, plan: Plan, queue_size: int) -> Registration:
         entries = max(RING_ENTRIES, queue_size)
@@ -264,6 +286,7 @@ class XdpControl:
     def _plans(self, window: Window) -> list[Plan]:
         assert self._interface is not None
         assert self._program is not None
+        require(check_mtu(self._interface, geometry.largest_mtu()))
         facts = Facts(
             interface=self._interface,
             generic_reason="" if self._program.mode == "native" else self._program.mode_reason,
@@ -274,7 +297,8 @@ class XdpControl:
                 facts,
                 shared_reason=None if self.options.shared else steering.why_shared(self._queues),
                 shared_remedy=steering.remedy(self._queues),
-                huge_pages=find_contiguous_pages(window) >= HUGE_SHARE,
+                starving=self._starving(),
+                huge_pages=contiguous_share(window) >= HUGE_SHARE,
                 trust_mtu=self.options.trust_mtu,
             )
         return modes.plans(self.options.mode, facts)
@@ -285,18 +309,31 @@ class XdpControl:
 
     def _reserve(self) -> int:
         """How many buffers a driver must have that may never run out of them."""
-        reserve = (ethtool.receive_ring_size(self.name) or 0) + SHORT_RX_ENTRIES + FILL_MARGIN
-        return min(reserve, BOUNCE_FRAMES - SEND_FRAMES)
+        return (ethtool.receive_ring_size(self.name) or 0) + SHORT_RX_ENTRIES + FILL_MARGIN
 
-    def _note(self, plan: Plan, window: Window, queue_size: int) -> str:
+    def _starving(self) -> Obstacle | None:
+        """Say why a driver that may never run out of buffers could."""
+        assert self._interface is not None
+        if not geometry.known(self._interface.driver).repeats_when_starved:
+            return None
+        ring = ethtool.receive_ring_size(self.name)
+        if ring is not None and self._reserve() <= BOUNCE_FRAMES - SEND_FRAMES:
+            return None
+        return Obstacle(
+            f"driver {self._interface.driver} must never run out of buffers, and its ring has "
+            f"{'an unknown number' if ring is None else ring} of them",
+            f"ethtool -G {self.name} rx 256",
+        )
+
+    def _note(self, registration: Registration, queue_size: int) -> str:
         """Say what keeps frames from going in zero copy although the mode is."""
         assert self._interface is not None
+        plan = registration.plan
         notes = []
         if plan.mode == "zero-copy" and plan.geometry.chunk < geometry.LARGEST_CHUNK:
-            share = find_contiguous_pages(window)
             notes.append(
-                f"the guest's memory lies in scattered pages, {share:.0%} of the borders between them can be "
-                "crossed: give it huge pages"
+                f"the guest's memory lies in scattered pages, {registration.share:.0%} of the borders "
+                "between them can be crossed: give it huge pages"
             )
         if self._never_starve(plan) and queue_size < (reserve := self._reserve()):
             notes.append(
@@ -336,8 +373,10 @@ class XdpControl:
         assert self._interface is not None
         try:
             released = wait_until_released(self._interface.index, queue, timeout_s=RELEASE_SECONDS)
-        except OSError:
-            return  # the interface is gone, and its NIC writes nowhere
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return  # the interface is gone, and its NIC writes nowhere
+            released = False
         if not released:
             # A kernel before 6.14 cannot say: the longest time that was ever measured, several times over.
             time.sleep(LONGEST_RELEASE_SECONDS)
@@ -401,16 +440,21 @@ class XdpControl:
         assert self._interface is not None
         try:
             self.name = if_indextoname(self._interface.index)
-            self._interface = Interface.open(self.name)
-        except (OSError, HostError):
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
             self._gone = True
             self._interface = dataclasses.replace(self._interface, up=False, carrier=False)
-        if self._interface.mtu == self.mtu:
             return False
+        self._interface = Interface.open(self.name)
+        starved = any(one.reserve and self._reserve() > one.reserve for one in self._attached.values())
+        if self._interface.mtu == self.mtu:
+            return starved
         mtu_fits = check_mtu(self._interface, geometry.largest_mtu())
         if mtu_fits.status is Status.PROBLEM:
             log.warning("%s: MTU %s: %s; %s", self.name, mtu_fits.found, mtu_fits.meaning, mtu_fits.remedy)
-            return False
+            # Without that trust, all buffers hold what the NIC may write, whatever the MTU.
+            return self.options.trust_mtu
         self.mtu = self._interface.mtu
         return True
 

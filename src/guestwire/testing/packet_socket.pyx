@@ -17,7 +17,8 @@ import socket
 from guestwire.errors import HostError
 from guestwire.testing.driver import Traffic
 from guestwire.testing.faults import VerificationError
-from guestwire.testing.frame_stream import ETHERTYPE, explain_arrival
+from guestwire.testing.frame_stream import ETHERTYPE as _ETHERTYPE
+from guestwire.testing.frame_stream import explain_arrival
 
 cdef extern from "<sys/socket.h>" nogil:
     struct iovec:
@@ -149,7 +150,7 @@ cdef class PacketSocket:
                 self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
             except PermissionError:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-            self.socket.bind((interface, ETHERTYPE))
+            self.socket.bind((interface, _ETHERTYPE))
         except OSError as error:
             self.close()
             raise HostError(

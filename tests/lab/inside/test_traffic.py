@@ -127,7 +127,9 @@ class Traffic:
         """Print the record of it; return the guest's status."""
         state: dict[str, Any] = self.backend.guest()
         port = state["port"]
-        print(f"\n{KIND}, {what}: {port['mode']} ({port['mode_reason']}), {self.seconds:.1f} s")
+        print(
+            f"\n{KIND}, {what}: {port['mode']}, {self.seconds:.1f} s; {port['mode_reason'] or 'no remarks'}"
+        )
         for direction in ("rx", "tx"):
             counted = state["counters"][direction]
             copied = {reason: count for reason, count in counted["copied_frames"].items() if count}

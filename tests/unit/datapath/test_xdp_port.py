@@ -219,3 +219,44 @@ def test_the_stand_in_refuses_what_a_kernel_refuses(machine: Make) -> None:
     guest.socket.close()
     with pytest.raises(ValueError, match="closed"):
         guest.socket.take_tx()
+
+
+def test_sending_leaves_the_frames_that_the_nic_must_always_have(machine: Make) -> None:
+    reserve = 96
+    guest = machine(
+        "zero-copy", size=256, socket_ring=512, bounce_frames=192, reserve=reserve, copy_headers=True
+    )
+    guest.run()
+    assert guest.port.held[:2] == (0, reserve)
+    for number in range(200):  # the link is paused: nothing that is sent completes
+        guest.offer_frame(number, bytes(range(100)))
+    guest.run()
+    for number, address in enumerate(guest.socket.take_fill()):
+        guest.offer_receive(number)
+        guest.socket.deliver(address, bytes(60))
+        guest.run()
+        chains, spares, _ = guest.port.held
+        assert chains + spares >= reserve
+
+
+def test_a_buffer_that_never_comes_back_holds_up_no_other(machine: Make) -> None:
+    guest = machine("direct", size=64, socket_ring=128)
+    for number in range(64):
+        guest.offer_receive(number)
+    guest.run()
+    waiting = guest.socket.take_fill()
+    del waiting[0]
+    for _ in range(500):
+        guest.socket.deliver(waiting.pop(0), bytes(60))
+        guest.run()
+        head, _ = guest.rx.used()[-1]
+        guest.rx.next_descriptor = head  # the lost one's is not free
+        guest.offer_receive(head)
+        guest.run()
+        waiting += guest.socket.take_fill()
+    assert guest.counted()["rx"]["frames"] == 500
+    assert guest.port.held[0] == 64
+    guest.detach()
+    # The lost one is older than all that came back, so it is returned, empty; the others are offered again.
+    assert guest.rx.used()[-64:].count((0, 0)) == 1  # one lap of the ring
+    assert guest.rx.device.in_flight == 63

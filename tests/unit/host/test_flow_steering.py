@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from guestwire.errors import ConfigurationError, HostError
-from guestwire.host import ethtool, flow_rules, netlink
+from guestwire.host import ethtool, flow_rules, flow_steering, netlink
 from guestwire.host.ethtool import Channels, Feature
 from guestwire.host.flow_rules import FlowRule
 from guestwire.host.flow_steering import FlowSteering
@@ -55,6 +55,7 @@ class Nic:
         self.table_written = 0
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(flow_steering, "if_indextoname", lambda index: INTERFACE.name)
         monkeypatch.setattr(flow_rules, "indirection_table", lambda name: tuple(self.table))
         monkeypatch.setattr(flow_rules, "set_indirection_table", self.set_table)
         monkeypatch.setattr(flow_rules, "flow_rules", lambda name: tuple(self.rules.values()))

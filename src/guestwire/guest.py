@@ -304,7 +304,8 @@ class Guest:
             except GuestwireError as error:
                 self.lose_port(f"port {self.config.port}: {error}")
                 return
-            self.log.info("the MTU of port %s is %d now, was %d", self.config.port, self.port.mtu, before)
+            if self.port.mtu != before:
+                self.log.info("the MTU of port %s is %d now, was %d", self.config.port, self.port.mtu, before)
             self._warn_of_mtu(promised)
         was_up = self.net_config.status
         self.show_link()

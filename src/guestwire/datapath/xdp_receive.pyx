@@ -247,7 +247,7 @@ cdef void post_chains(xdp_port *x, burst *buffers) noexcept nogil:
             # It cannot hold a frame by itself: it waits here for arrivals in spare frames.
             post_spare_frames(x, chains_waiting(x, buffers), reason, SEND_RESERVE)
             return
-        elif x.free_count > SEND_RESERVE:
+        elif x.free_count > (SEND_RESERVE if x.chains_posted + x.spare_posted >= x.reserve else 0):
             post_frame(x, c.head, reason)
         else:
             return

@@ -180,6 +180,10 @@ cdef void wake_sender(xdp_port *x) noexcept nogil:
     """Make the kernel send what is in the tx ring. What it refuses now is tried again by a later pass."""
     cdef int calls = 0
     cdef bint again = True
+    if load_acquire_u32(x.tx.consumer) == x.tx.mine or not ring_needs_wakeup(x.tx):
+        # It has sent all, or goes on by itself: it is up, whatever it said before.
+        x.down = False
+        return
     # Acquire is more than is needed to look whether the kernel is through.
     while (again and calls < WAKES_A_BURST and load_acquire_u32(x.tx.consumer) != x.tx.mine
            and ring_needs_wakeup(x.tx)):

@@ -92,7 +92,9 @@ class FlowSteering:
         try:
             # Another interface may have the name now.
             name = if_indextoname(self.interface.index)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                log.warning("%s: steering could not be undone: %s", self.interface.name, error)
             return
         with self._logging_failure(f"ethtool -N {name} delete {rule.location if rule else 0}"):
             if rule and flow_rules.flow_rule(name, rule.location) == rule:

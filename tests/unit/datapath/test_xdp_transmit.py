@@ -222,3 +222,22 @@ def test_the_kernel_is_woken_only_when_it_wants_to_be(machine: Make, mode: Mode)
     assert calls > 0
     guest.send_all()
     assert guest.counted()["worker"]["system_calls"] == calls
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("length", [60, 1514])
+def test_only_frames_from_the_guests_address_are_sent(machine: Make, mode: Mode, length: int) -> None:
+    mine, other = bytes.fromhex("02000000000a"), bytes.fromhex("02000000000b")
+    guest = machine(mode, most_pieces=17, copy_headers=True, source=mine)
+    good = frame(length)[:6] + mine + frame(length)[12:]
+    spoofed = frame(length)[:6] + other + frame(length)[12:]
+    for number, data in enumerate((good, spoofed, good)):
+        guest.offer_frame(number, data)
+    guest.run()
+    sent = guest.socket.take_frames()
+    assert [one.data for one in sent] == [good, good]
+    counted = guest.counted()["tx"]
+    assert (counted["frames"], counted["drops"]) == (2, {"source_address": 1})
+    guest.socket.complete([address for one in sent for address in one.addresses])
+    guest.run()
+    assert sorted(head for head, _ in guest.tx.used()) == [0, 1, 2]

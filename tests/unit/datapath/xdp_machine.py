@@ -34,7 +34,7 @@ class XdpMachine:
         mergeable, header_size: as the guest negotiated.
         size: entries of each of the guest's rings. socket_ring: of each of the socket's.
         bounce_frames: how many the port has.
-        most_pieces, reserve, copy_headers: of the port.
+        most_pieces, reserve, copy_headers, source: of the port.
     """
 
     def __init__(
@@ -50,11 +50,13 @@ class XdpMachine:
         most_pieces: int = 1,
         reserve: int = 0,
         copy_headers: bool = False,
+        source: bytes | None = None,
     ) -> None:
         self.mode = mode
         self.mergeable, self.header_size = mergeable, header_size
         self.socket_ring, self.bounce_frames = socket_ring, bounce_frames
         self.most_pieces, self.reserve, self.copy_headers = most_pieces, reserve, copy_headers
+        self.source = source
         fd = os.memfd_create("guest")
         os.ftruncate(fd, SIZE)
         self.window = Window([(GUEST_BASE, 0x7F0000000000, SIZE, fd, 0)], bounce_frames=bounce_frames)
@@ -93,6 +95,7 @@ class XdpMachine:
             most_pieces=self.most_pieces,
             reserve=self.reserve,
             copy_headers=self.copy_headers,
+            source=self.source,
         )
         self.pair = QueuePair(
             self.window,

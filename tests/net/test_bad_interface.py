@@ -20,6 +20,7 @@ from backend.process import COMMAND, Backend, wait_until
 from guestwire.host import af_xdp
 from guestwire.host.af_xdp_probe import prepared_socket
 from guestwire.host.interface import AttachedProgram, Interface
+from guestwire.sizes import format_size
 from guestwire.testing import BackendError, FakeGuest, FrameStream, SharedMemory, Wire
 from guestwire.testing.frame_stream import ETHERTYPE
 from guestwire.testing.namespaces import Namespace
@@ -196,11 +197,11 @@ def test_too_little_memory_to_lock(wire: Wire, tmp_path: Path) -> None:
         wait_until(lambda: backend.resources() == before)
         said = complaints(backend.text())
         assert len(said) == 3
-        limit = f"bytes must be pinned and the limit on locked memory is {LIMIT} bytes"
+        limit = f"MiB must be pinned and the limit on locked memory is {format_size(LIMIT)}"
         for line in said:
-            assert re.search(rf"refused: interface wire0 queue 0: \d+ {limit}; raise it \(ulimit -l", line), (
-                line
-            )
+            assert re.search(
+                rf"refused: interface wire0 queue 0: [0-9.]+ {limit}; raise it \(ulimit -l", line
+            ), line
         # A guest that fits is served.
         with SharedMemory(MIB) as memory, FakeGuest(backend.socket, memory=memory, queue_size=64) as guest:
             pass_frames(wire, guest)
@@ -220,7 +221,7 @@ def test_with_too_little_memory_to_lock_auto_copies_and_says_why(wire: Wire, tmp
         pass_frames(wire, guest)
         port = status(backend)["guest"].port
         assert port.mode == "bounce"
-        assert f"the limit on locked memory is {LIMIT} bytes" in (port.mode_reason or "")
+        assert f"the limit on locked memory is {format_size(LIMIT)}" in (port.mode_reason or "")
         assert complaints(backend.text()) == []
 
 

@@ -64,7 +64,7 @@ def test_over_the_budget_a_mode_by_name_is_refused(tmp_path: Path, wire: Wire) -
         with pytest.raises(BackendError, match="the backend refused"), guest:
             pass
         wait_until(lambda: "would have to be pinned" in backend.text())
-        assert "allow 38M or more (--max-pinned" in backend.text()
+        assert "allow 37M or more (--max-pinned" in backend.text()
 
 
 def test_guests_share_the_budget_of_their_process(tmp_path: Path, wire: Wire) -> None:

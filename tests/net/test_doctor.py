@@ -66,6 +66,7 @@ def test_veth_is_usable() -> None:
         "af-xdp-modes",
         "iommu",
         "checksum",
+        "vlan",
     ]
     for name in ("kernel", "capabilities", "af-xdp", "bpf", "link", "checksum"):
         assert checks[name]["status"] == "ok", checks[name]

@@ -228,12 +228,12 @@ class XdpControl:
                     raise
                 failures.append(f"{plan.mode}: {error}")
         try:
-            port = self._port(pair, window, registration)
-            note = self._note(registration, queue_size)
+            reserve = self._reserve() if self._never_starve(registration.plan) else 0
+            port = self._port(pair, window, registration, reserve)
+            note = self._note(registration, queue_size, reserve)
         except BaseException:
             registration.close()
             raise
-        reserve = self._reserve() if self._never_starve(registration.plan) else 0
         attached = _Attached(self._queues[pair], registration, port, note, reserve)
         self._attached[pair] = attached
         reason = "; ".join(filter(None, (plan.reason, attached.note)))
@@ -267,7 +267,7 @@ class XdpControl:
             released_at=self._closed_at,
         )
 
-    def _port(self, pair: int, window: Window, registration: Registration) -> XdpPort:
+    def _port(self, pair: int, window: Window, registration: Registration, reserve: int) -> XdpPort:
         plan, source = registration.plan, self.options.source
         return XdpPort(
             registration.socket,
@@ -278,7 +278,7 @@ class XdpControl:
             # In zero-copy mode a socket that may send a frame in several pieces would get received ones so,
             # too, and the kernel would keep its books on the pieces in the guest's memory.
             most_pieces=MOST_PIECES if self._multi_buffer and plan.mode == "direct" else 1,
-            reserve=self._reserve() if self._never_starve(plan) else 0,
+            reserve=reserve,
             copy_headers=self.options.copies_headers,
             source=None if source is None else _octets(source),
         )
@@ -325,7 +325,7 @@ class XdpControl:
             f"ethtool -G {self.name} rx 256",
         )
 
-    def _note(self, registration: Registration, queue_size: int) -> str:
+    def _note(self, registration: Registration, queue_size: int, reserve: int) -> str:
         """Say what keeps frames from going in zero copy although the mode is."""
         assert self._interface is not None
         plan = registration.plan
@@ -335,7 +335,7 @@ class XdpControl:
                 f"the guest's memory lies in scattered pages, {registration.share:.0%} of the borders "
                 "between them can be crossed: give it huge pages"
             )
-        if self._never_starve(plan) and queue_size < (reserve := self._reserve()):
+        if queue_size < reserve:
             notes.append(
                 f"driver {self._interface.driver} must always have {reserve} buffers, the guest's ring has "
                 f"{queue_size}, so received frames are copied: start the guest with rx_queue_size=1024"
@@ -435,18 +435,22 @@ class XdpControl:
         """Look at the interface again, under the name that it has now.
 
         Returns:
-            whether its MTU has changed, so that frames must be laid out otherwise.
+            whether the pairs must be attached anew: the MTU has changed, so that frames must be laid out
+            otherwise, or the NIC's ring has grown beyond what the reserve covers.
         """
         assert self._interface is not None
         try:
-            self.name = if_indextoname(self._interface.index)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
+            interface = Interface.open(if_indextoname(self._interface.index))
+        except (GuestwireError, OSError):
+            # It may be taken away between two looks.
+            if _exists(self._interface.index):
                 raise
+            interface = None
+        if interface is None or interface.index != self._interface.index:
             self._gone = True
             self._interface = dataclasses.replace(self._interface, up=False, carrier=False)
             return False
-        self._interface = Interface.open(self.name)
+        self._interface, self.name = interface, interface.name
         starved = any(one.reserve and self._reserve() > one.reserve for one in self._attached.values())
         if self._interface.mtu == self.mtu:
             return starved
@@ -457,6 +461,16 @@ class XdpControl:
             return self.options.trust_mtu
         self.mtu = self._interface.mtu
         return True
+
+
+def _exists(index: int) -> bool:
+    try:
+        if_indextoname(index)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False
+    return True
 
 
 def _octets(mac: str) -> bytes:

@@ -28,6 +28,10 @@ class Direction(msgspec.Struct, kw_only=True):
     Of ``frames``, ``zero_copy_frames`` were touched by no CPU of the host, ``direct_frames`` were copied
     once, by the kernel, straight into or from the guest's buffers; the rest are in ``copied_frames``, by the
     reason why guestwire copied them. ``drops`` are by reason, too, and are not part of ``rx.frames``.
+
+    ``gso_frames`` of them are large ones that stand for several on the wire. ``segments`` is how many
+    frames on the wire guestwire made of such frames, or merged into them; ``checksums``, how many checksums
+    it computed, completed, or marked as incomplete for the guest.
     """
 
     frames: int
@@ -36,6 +40,9 @@ class Direction(msgspec.Struct, kw_only=True):
     direct_frames: int
     copied_frames: dict[str, int]
     copied_bytes: int
+    gso_frames: int
+    segments: int
+    checksums: int
     drops: dict[str, int]
 
 

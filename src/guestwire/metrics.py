@@ -16,8 +16,8 @@ from guestwire.datapath.counters import (
     WORKER_COUNTERS,
 )
 
-_REASONS = 12
-_DIRECTION = struct.Struct(f"<5Q{_REASONS}Q{_REASONS}Q")  # struct direction_counters of datapath/counters.pxd
+_REASONS = 16
+_DIRECTION = struct.Struct(f"<8Q{_REASONS}Q{_REASONS}Q")  # struct direction_counters of datapath/counters.pxd
 _WORKER = struct.Struct(f"<{len(WORKER_COUNTERS)}Q")
 
 
@@ -29,6 +29,9 @@ class DirectionCounters(TypedDict):
     zero_copy_frames: int
     direct_frames: int
     copied_bytes: int
+    gso_frames: int
+    segments: int
+    checksums: int
     copied_frames: dict[str, int]
     drops: dict[str, int]
 
@@ -42,13 +45,17 @@ class PairCounters(TypedDict):
 
 
 def _direction(data: bytes, offset: int) -> DirectionCounters:
-    frames, octets, zero_copy, direct, copied, *reasons = _DIRECTION.unpack_from(data, offset)
+    values = _DIRECTION.unpack_from(data, offset)
+    frames, octets, zero_copy, direct, copied, gso_frames, segments, checksums, *reasons = values
     return DirectionCounters(
         frames=frames,
         bytes=octets,
         zero_copy_frames=zero_copy,
         direct_frames=direct,
         copied_bytes=copied,
+        gso_frames=gso_frames,
+        segments=segments,
+        checksums=checksums,
         copied_frames={n: v for n, v in zip(COPY_REASONS, reasons[:_REASONS], strict=False) if v},
         drops={n: v for n, v in zip(DROP_REASONS, reasons[_REASONS:], strict=False) if v},
     )
@@ -104,12 +111,16 @@ def total(directions: Iterable[DirectionCounters]) -> DirectionCounters:
         zero_copy_frames=0,
         direct_frames=0,
         copied_bytes=0,
+        gso_frames=0,
+        segments=0,
+        checksums=0,
         copied_frames={},
         drops={},
     )
     for one in directions:
-        for key in ("frames", "bytes", "zero_copy_frames", "direct_frames", "copied_bytes"):
-            result[key] += one[key]
+        for key, value in one.items():
+            if isinstance(value, int):
+                result[key] += value  # type: ignore[literal-required]
         _add(result["copied_frames"], one["copied_frames"])
         _add(result["drops"], one["drops"])
     return result

@@ -45,7 +45,7 @@ def features(config: GuestConfig, port: Port) -> Feature:
     MQ is offered only where it has a use: User-Mode Linux refuses a device that has it and no control
     virtqueue.
     """
-    offered = FEATURES
+    offered = FEATURES | port.offloads
     if port.mtu < LONGEST_MTU:
         offered |= Feature.VIRTIO_NET_F_MTU
     if config.queue_pairs > 1:

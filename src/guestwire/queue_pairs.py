@@ -161,7 +161,7 @@ class QueuePairs:
         """
         if window is not None:
             for pair in self._attached:
-                port.prepare(pair, window, self._queue_size(pair))
+                port.prepare(pair, window, self._queue_size(pair), self.features)
         self.rest()
         self.window, self.port = window, port
         try:
@@ -228,7 +228,7 @@ class QueuePairs:
         rx, tx = (self._split_ring(self.window, index) for index in (2 * pair, 2 * pair + 1))
         mergeable = Feature.VIRTIO_NET_F_MRG_RXBUF in self.features
         modern = Feature.VIRTIO_F_VERSION_1 in self.features
-        port = self.port.attach(pair, self.window, self._queue_size(pair))
+        port = self.port.attach(pair, self.window, self._queue_size(pair), self.features)
         try:
             with host_refuses(f"start queue pair {pair}"):
                 work = QueuePair(
@@ -238,6 +238,7 @@ class QueuePairs:
                     tx,
                     header_size=12 if mergeable or modern else 10,
                     mergeable=mergeable,
+                    offloads=int(self.features),
                     counters=self._counters,
                     index=pair,
                     poll_us=self._config.poll_us,

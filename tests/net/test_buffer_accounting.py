@@ -16,6 +16,7 @@ from guestwire.metrics import PairCounters, decode
 from guestwire.ports.xdp import XdpControl
 from guestwire.ports.xdp_options import XdpOptions
 from guestwire.testing import Wire
+from guestwire.virtio.features import Feature
 from unit.datapath.memory import BUFFERS, GUEST_BASE, SIZE, Ring
 
 pytestmark = pytest.mark.root
@@ -42,7 +43,7 @@ class Attached:
         self.counters = Counters(counter_fd, 1)
         for descriptor in (fd, counter_fd):
             os.close(descriptor)
-        self.port = wire.near.call(lambda: self.control.attach(0, self.window, 64))
+        self.port = wire.near.call(lambda: self.control.attach(0, self.window, 64, Feature.VIRTIO_NET_F_MRG_RXBUF))
         self.pair = QueuePair(
             self.window,
             self.port,

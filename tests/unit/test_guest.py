@@ -34,11 +34,11 @@ class FickleEcho(SimplePort):
         self.refuses = False
         self.attached: set[int] = set()
 
-    def attach(self, pair: int, window: Window, queue_size: int) -> object:
+    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> object:
         if self.refuses:
             raise HostError("not now")
         self.attached.add(pair)
-        return super().attach(pair, window, queue_size)
+        return super().attach(pair, window, queue_size, features)
 
     def detach(self, pair: int) -> None:
         self.attached.discard(pair)
@@ -154,7 +154,7 @@ def test_a_port_that_refuses_new_memory_goes_on_with_the_old(
     window = guest.window
     attach = port.attach
 
-    def refuse_once(pair: int, window: Window, queue_size: int) -> object:
+    def refuse_once(pair: int, window: Window, queue_size: int, features: Feature) -> object:
         port.attach = attach  # type: ignore[method-assign]
         raise HostError("too much memory")
 

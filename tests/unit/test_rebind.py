@@ -65,11 +65,11 @@ class FakePort(SimplePort):
             self.interface.holder = self
         self.opened = True
 
-    def attach(self, pair: int, window: Window, queue_size: int) -> object:
+    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> object:
         assert self.opened
         self._may("attach")
         self.attached[pair] = window
-        return super().attach(pair, window, queue_size)
+        return super().attach(pair, window, queue_size, features)
 
     def detach(self, pair: int) -> None:
         self.attached.pop(pair, None)

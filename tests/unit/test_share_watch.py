@@ -13,6 +13,9 @@ def direction(frames: int = 0, zero_copy: int = 0, **copied: int) -> DirectionCo
         zero_copy_frames=zero_copy,
         direct_frames=0,
         copied_bytes=0,
+        gso_frames=0,
+        segments=0,
+        checksums=0,
         copied_frames=copied,
         drops={},
     )

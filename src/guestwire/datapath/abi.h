@@ -56,6 +56,27 @@ struct net_header {
     uint16_t num_buffers;
 };
 
+#define VIRTIO_NET_HDR_F_NEEDS_CSUM 1
+#define VIRTIO_NET_HDR_F_DATA_VALID 2
+#define VIRTIO_NET_HDR_GSO_NONE 0
+#define VIRTIO_NET_HDR_GSO_TCPV4 1
+#define VIRTIO_NET_HDR_GSO_TCPV6 4
+#define VIRTIO_NET_HDR_GSO_UDP_L4 5
+#define VIRTIO_NET_HDR_GSO_ECN 0x80
+
+/* 5.1.3 Feature bits that say what a virtio_net_hdr may ask for */
+#define VIRTIO_NET_F_CSUM (1ULL << 0)
+#define VIRTIO_NET_F_GUEST_CSUM (1ULL << 1)
+#define VIRTIO_NET_F_GUEST_TSO4 (1ULL << 7)
+#define VIRTIO_NET_F_GUEST_TSO6 (1ULL << 8)
+#define VIRTIO_NET_F_GUEST_ECN (1ULL << 9)
+#define VIRTIO_NET_F_HOST_TSO4 (1ULL << 11)
+#define VIRTIO_NET_F_HOST_TSO6 (1ULL << 12)
+#define VIRTIO_NET_F_HOST_ECN (1ULL << 13)
+#define VIRTIO_NET_F_GUEST_USO4 (1ULL << 54)
+#define VIRTIO_NET_F_GUEST_USO6 (1ULL << 55)
+#define VIRTIO_NET_F_HOST_USO (1ULL << 56)
+
 _Static_assert(sizeof(struct split_descriptor) == 16, "virtio 1.3, 2.7.5");
 _Static_assert(offsetof(struct split_descriptor, flags) == 12, "virtio 1.3, 2.7.5");
 _Static_assert(offsetof(struct split_available, ring) == 4, "virtio 1.3, 2.7.6");

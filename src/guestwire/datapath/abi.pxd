@@ -39,6 +39,27 @@ cdef extern from "abi.h" nogil:
         uint16_t checksum_offset
         uint16_t num_buffers
 
+    enum:
+        VIRTIO_NET_HDR_F_NEEDS_CSUM
+        VIRTIO_NET_HDR_F_DATA_VALID
+        VIRTIO_NET_HDR_GSO_NONE
+        VIRTIO_NET_HDR_GSO_TCPV4
+        VIRTIO_NET_HDR_GSO_TCPV6
+        VIRTIO_NET_HDR_GSO_UDP_L4
+        VIRTIO_NET_HDR_GSO_ECN
+
+    const uint64_t VIRTIO_NET_F_CSUM
+    const uint64_t VIRTIO_NET_F_GUEST_CSUM
+    const uint64_t VIRTIO_NET_F_GUEST_TSO4
+    const uint64_t VIRTIO_NET_F_GUEST_TSO6
+    const uint64_t VIRTIO_NET_F_GUEST_ECN
+    const uint64_t VIRTIO_NET_F_HOST_TSO4
+    const uint64_t VIRTIO_NET_F_HOST_TSO6
+    const uint64_t VIRTIO_NET_F_HOST_ECN
+    const uint64_t VIRTIO_NET_F_GUEST_USO4
+    const uint64_t VIRTIO_NET_F_GUEST_USO6
+    const uint64_t VIRTIO_NET_F_HOST_USO
+
     struct xdp_desc:
         uint64_t addr
         uint32_t len

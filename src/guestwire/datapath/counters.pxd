@@ -12,7 +12,11 @@ cdef enum:
     COPY_PAGE_CROSSING = 5      # a device does not see it in one piece
     COPY_FEW_BUFFERS = 6        # the guest offered fewer buffers than the NIC must always have
     COPY_HEADER_POLICY = 7      # headers are sent from our own memory, and the frame cannot be taken apart
-    COPY_REASON_COUNT = 8
+    COPY_CHECKSUM = 8           # the frame's checksum was completed, and the frame cannot be taken apart
+    COPY_SEGMENTATION = 9       # a segment that cannot be described by pieces in the guest's pages
+    COPY_SEVERAL_BUFFERS = 10   # received over several buffers, of which all but the first had to be moved
+    COPY_MERGED = 11            # a received segment was appended to the one before it
+    COPY_REASON_COUNT = 12
 
 # Why a frame was dropped. Names: DROP_REASONS in counters.pyx.
 cdef enum:
@@ -25,7 +29,8 @@ cdef enum:
     DROP_UNEXPECTED_PLACE = 6   # an arrival for a buffer that the kernel does not own
     DROP_SOURCE_ADDRESS = 7     # sent from another address than the guest's
     DROP_UNSENT = 8             # still waiting to be sent when the port was closed
-    DROP_REASON_COUNT = 9
+    DROP_BAD_OFFLOAD = 9        # a virtio_net_hdr or frame header that contradicts itself
+    DROP_REASON_COUNT = 10
 
 cdef struct direction_counters:
     uint64_t frames
@@ -33,8 +38,11 @@ cdef struct direction_counters:
     uint64_t zero_copy_frames   # placed by the NIC in the guest's buffer, or taken from it
     uint64_t direct_frames      # the same by the kernel, with its one copy
     uint64_t copied_bytes
-    uint64_t copied_frames[12]
-    uint64_t drops[12]
+    uint64_t gso_frames         # of `frames`, those that stand for several on the wire
+    uint64_t segments           # on the wire, of those that we took apart or put together
+    uint64_t checksums          # that we computed, completed or marked as incomplete
+    uint64_t copied_frames[16]
+    uint64_t drops[16]
 
 cdef struct pair_counters:
     direction_counters rx

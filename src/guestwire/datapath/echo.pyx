@@ -4,7 +4,7 @@
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
-from guestwire.datapath.abi cimport used_element
+from guestwire.datapath.abi cimport net_header, used_element
 from guestwire.datapath.counters cimport COPY_PORT, DROP_RING_DISABLED, DROP_TOO_LONG, pair_counters
 from guestwire.datapath.frames cimport (
     DELIVER_LATER,
@@ -39,6 +39,7 @@ cdef void echo_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef echo_port *e = <echo_port *>self
     cdef pair_context *pair = self.pair
     cdef pair_counters *counters = pair.counters
+    cdef net_header header
     cdef chain *c
     cdef uint32_t length, count
     cdef int reason, buffers
@@ -46,7 +47,7 @@ cdef void echo_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     e.received = 0
     while frames.first < frames.end and e.received < BURST_CHAINS:
         c = &frames.chains[frames.first]
-        reason = check_sent_frame(pair, frames, c, LONGEST_FRAME)
+        reason = check_sent_frame(pair, frames, c, LONGEST_FRAME, &header)
         if reason != GOOD_FRAME:
             counters.tx.drops[reason] += 1
         else:

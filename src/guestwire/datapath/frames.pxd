@@ -8,15 +8,15 @@ rest is in frames.pyx.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
-from guestwire.datapath.abi cimport used_element
-from guestwire.datapath.counters cimport DROP_NOT_NEGOTIATED, DROP_TOO_LONG, DROP_TOO_SHORT
+from guestwire.datapath.abi cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, net_header, used_element
+from guestwire.datapath.counters cimport DROP_TOO_LONG, DROP_TOO_SHORT
 from guestwire.datapath.port cimport pair_context
 from guestwire.datapath.split_ring cimport burst, chain
 
 cdef enum:
     ETHERNET_HEADER = 14
     NET_HEADER = 12             # virtio_net_hdr; 10 without num_buffers
-    NEEDS_CSUM = 1              # VIRTIO_NET_HDR_F_NEEDS_CSUM
+    LONGEST_GSO_FRAME = 65557   # 65,535 bytes of IP behind an Ethernet header and two VLAN tags
     GOOD_FRAME = -1
     DELIVER_LATER = 0           # not enough buffers yet
     DELIVER_NEVER = -1          # no buffers this guest can offer hold the frame
@@ -35,25 +35,30 @@ cdef inline void write_net_header(uint8_t *at, uint16_t size, uint16_t num_buffe
     else:
         memcpy(at + 8, &zero, 2)
 
-cdef inline int check_sent_frame(
-    const pair_context *pair, const burst *b, const chain *c, uint32_t most
-) noexcept nogil:
-    """Return GOOD_FRAME if the transmit chain holds a frame of 14 to `most` bytes, else DROP_... .
+cdef int check_offload(
+    const pair_context *pair, const burst *b, const chain *c, uint32_t most, net_header *header
+) noexcept nogil
 
-    Offloads are negotiated before they are used: a guest that asks for one unasked gets a counted drop.
+cdef inline int check_sent_frame(
+    const pair_context *pair, const burst *b, const chain *c, uint32_t most, net_header *header
+) noexcept nogil:
+    """Return GOOD_FRAME if the transmit chain holds a frame that may be sent, else DROP_... .
+
+    Its length is 14 to `most` bytes, or more if the guest asks for segmentation. `header` becomes a copy of
+    its virtio_net_hdr, which the guest cannot change: what it asks for was negotiated and lies in the frame.
+    Only `flags` and `gso_type` are set if both are 0.
     """
-    # Flags and gso_type are the first two bytes, and a segment has at least one.
+    # They are the first two bytes, and a segment has at least one.
     cdef const uint8_t *flags = pair.window.base + c.offset
     cdef const uint8_t *gso_type = flags + 1
     if c.length < <uint32_t>pair.header_size + ETHERNET_HEADER:
         return DROP_TOO_SHORT
-    if c.length > pair.header_size + most:
-        return DROP_TOO_LONG
     if c.first_length == 1:
         gso_type = pair.window.base + b.segments[c.first_segment + 1].offset
-    if flags[0] & NEEDS_CSUM or gso_type[0]:
-        return DROP_NOT_NEGOTIATED
-    return GOOD_FRAME
+    if flags[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM or gso_type[0]:
+        return check_offload(pair, b, c, most, header)
+    header.flags = header.gso_type = 0
+    return GOOD_FRAME if c.length <= pair.header_size + most else DROP_TOO_LONG
 
 cdef uint32_t frame_pieces_walk(
     const pair_context *pair, const burst *b, const chain *c, piece *pieces, uint32_t most

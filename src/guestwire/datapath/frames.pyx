@@ -2,9 +2,78 @@
 """Frames over several buffers; see frames.pxd."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memmove
+from libc.string cimport memcpy, memmove
 
+from guestwire.datapath.abi cimport (
+    VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
+)
+from guestwire.datapath.counters cimport DROP_BAD_OFFLOAD, DROP_NOT_NEGOTIATED
 from guestwire.datapath.split_ring cimport BURST_CHAINS
+
+cdef enum:
+    HEADER_FIELDS = 10          # bytes of a virtio_net_hdr up to num_buffers, which is not for sent frames
+
+
+cdef void copy_header(const pair_context *pair, const burst *b, const chain *c, net_header *header) noexcept nogil:
+    """Read the virtio_net_hdr of a chain that is long enough for it, once."""
+    cdef uint8_t *to = <uint8_t *>header
+    cdef uint32_t left = HEADER_FIELDS
+    cdef uint32_t i = c.first_segment
+    cdef uint32_t part
+    while left:
+        part = min(b.segments[i].length, left)
+        memcpy(to, pair.window.base + b.segments[i].offset, part)
+        to += part
+        left -= part
+        i += 1
+    header.num_buffers = 0
+
+
+cdef uint64_t features_needed(const net_header *header) noexcept nogil:
+    """Return the features by which a guest may ask for what this header asks; 0 if there are none."""
+    cdef uint64_t needed
+    if header.gso_type == 0:
+        return VIRTIO_NET_F_CSUM
+    if header.gso_type == VIRTIO_NET_HDR_GSO_UDP_L4:
+        return VIRTIO_NET_F_CSUM | VIRTIO_NET_F_HOST_USO
+    needed = VIRTIO_NET_F_CSUM
+    if header.gso_type & VIRTIO_NET_HDR_GSO_ECN:
+        needed |= VIRTIO_NET_F_HOST_ECN
+    if header.gso_type & ~VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_TCPV4:
+        return needed | VIRTIO_NET_F_HOST_TSO4
+    if header.gso_type & ~VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_TCPV6:
+        return needed | VIRTIO_NET_F_HOST_TSO6
+    return 0
+
+
+cdef int check_offload(
+    const pair_context *pair, const burst *b, const chain *c, uint32_t most, net_header *header
+) noexcept nogil:
+    """The same for a frame whose header asks for something (virtio 1.3, 5.1.6.2)."""
+    cdef uint32_t length = c.length - pair.header_size
+    cdef uint64_t needed
+    copy_header(pair, b, c, header)
+    header.flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM
+    if header.flags or header.gso_type:
+        needed = features_needed(header)
+        if needed == 0 or needed & ~pair.offloads:
+            return DROP_NOT_NEGOTIATED
+        if <uint32_t>header.checksum_start + header.checksum_offset + 2 > length:
+            return DROP_BAD_OFFLOAD
+    if header.gso_type:
+        # "If the driver sets gso_type ... it MUST also set VIRTIO_NET_HDR_F_NEEDS_CSUM".
+        if not header.flags or header.gso_size == 0 or header.header_length > length:
+            return DROP_BAD_OFFLOAD
+        most = LONGEST_GSO_FRAME
+    return GOOD_FRAME if length <= most else DROP_TOO_LONG
 
 
 cdef uint32_t frame_pieces_walk(

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport write
 
-from guestwire.datapath.abi cimport used_element
+from guestwire.datapath.abi cimport net_header, used_element
 from guestwire.datapath.counters cimport COPY_PORT, DROP_PORT, DROP_TOO_LONG, pair_counters
 from guestwire.datapath.frames cimport (
     DELIVER_LATER,
@@ -129,13 +129,14 @@ cdef void pcap_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef pcap_port *p = <pcap_port *>self
     cdef pair_context *pair = self.pair
     cdef pair_counters *counters = pair.counters
+    cdef net_header header
     cdef chain *c
     cdef uint32_t length, count
     cdef int reason
     p.sent = 0
     while frames.first < frames.end:
         c = &frames.chains[frames.first]
-        reason = check_sent_frame(pair, frames, c, LONGEST_FRAME)
+        reason = check_sent_frame(pair, frames, c, LONGEST_FRAME, &header)
         if reason != GOOD_FRAME:
             counters.tx.drops[reason] += 1
         else:

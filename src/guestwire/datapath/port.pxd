@@ -16,6 +16,7 @@ cdef struct pair_context:
     pair_counters *counters
     uint16_t header_size        # of virtio_net_hdr: 12, or 10 for a legacy guest
     bint mergeable              # VIRTIO_NET_F_MRG_RXBUF
+    uint64_t offloads           # the features that were negotiated of those that say what a header may ask
     bint receiving              # the receive ring was enabled when this pass began
 
 # Completions are handed over as an array that stays the port's and is valid until its next call.

@@ -17,6 +17,7 @@ class QueuePair:
         *,
         header_size: int = 12,
         mergeable: bool = False,
+        offloads: int = 0,
         counters: Counters,
         index: int = 0,
         poll_us: int = 50,

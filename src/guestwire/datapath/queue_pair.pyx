@@ -247,6 +247,7 @@ cdef class QueuePair:
         rx: the receive ring. tx: the transmit ring.
         header_size: bytes of virtio_net_hdr: 12, or 10 for a legacy guest without mergeable buffers.
         mergeable: VIRTIO_NET_F_MRG_RXBUF was negotiated.
+        offloads: the negotiated features, as bits, of which those count that concern a virtio_net_hdr.
         counters: the guest's counters. index: this pair's number in them.
         poll_us: the longest time to poll before sleeping, in microseconds; the worker adapts below it.
         trouble_fd: an eventfd, borrowed, signalled when a ring or the window breaks; -1 for none.
@@ -266,7 +267,7 @@ cdef class QueuePair:
         self.w.epoll_fd = self.w.wake_fd = -1
 
     def __init__(self, Window window, Port port, SplitRing rx, SplitRing tx, *, header_size=12,
-                 mergeable=False, Counters counters, index=0, poll_us=50, trouble_fd=-1):
+                 mergeable=False, offloads=0, Counters counters, index=0, poll_us=50, trouble_fd=-1):
         cdef worker *w = self.w
         self.window, self.port, self.rx, self.tx, self.counters = window, port, rx, tx, counters
         w.pair.window = &window.w
@@ -275,6 +276,7 @@ cdef class QueuePair:
         w.pair.buffers = &w.buffers
         w.pair.header_size = header_size
         w.pair.mergeable = mergeable
+        w.pair.offloads = offloads
         w.pair.counters = counters.pair(index)
         w.port = port.port
         w.port.pair = &w.pair

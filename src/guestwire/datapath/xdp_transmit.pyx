@@ -19,7 +19,13 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t sendto(int fd, const void *data, size_t size, int flags, const void *address, uint32_t length)
     const int MSG_DONTWAIT
 
-from guestwire.datapath.abi cimport XDP_PKT_CONTD, used_element, xdp_desc
+from guestwire.datapath.abi cimport (
+    VIRTIO_NET_HDR_F_NEEDS_CSUM,
+    XDP_PKT_CONTD,
+    net_header,
+    used_element,
+    xdp_desc,
+)
 from guestwire.datapath.atomics cimport load_acquire_u32
 from guestwire.datapath.counters cimport (
     COPY_BOUNCE_MODE,
@@ -35,7 +41,6 @@ from guestwire.datapath.counters cimport (
 from guestwire.datapath.frames cimport (
     ETHERNET_HEADER,
     GOOD_FRAME,
-    NEEDS_CSUM,
     check_sent_frame,
     frame_pieces,
 )
@@ -64,7 +69,7 @@ from guestwire.datapath.xdp_socket cimport (
 
 cdef enum:
     NO_SPACE = -2               # beside GOOD_FRAME and DROP_...: later
-    OFFLOAD_FLAGS = 0xFF00 | NEEDS_CSUM     # of a virtio_net_hdr's first two bytes: gso_type, flags
+    OFFLOAD_FLAGS = 0xFF00 | VIRTIO_NET_HDR_F_NEEDS_CSUM     # of a virtio_net_hdr's first two bytes: gso_type, flags
 
 
 cdef inline void return_sent(xdp_port *x, uint32_t head) noexcept nogil:
@@ -289,7 +294,8 @@ cdef inline uint32_t send_plain(xdp_port *x, burst *frames, uint32_t most) noexc
 cdef int submit_other(xdp_port *x, const burst *frames, uint32_t *space) noexcept nogil:
     """Send or drop the frame at the burst's front, whatever it is; returns NO_SPACE if it has to wait."""
     cdef const chain *c = &frames.chains[frames.first]
-    cdef int reason = check_sent_frame(x.base.pair, frames, c, x.longest_frame)
+    cdef net_header header
+    cdef int reason = check_sent_frame(x.base.pair, frames, c, x.longest_frame, &header)
     if reason == GOOD_FRAME:
         reason = submit_pieces(x, frames, c, space)
     if reason >= 0:

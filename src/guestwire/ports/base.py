@@ -7,6 +7,7 @@ from typing import Protocol
 
 import guestwire.datapath.port
 from guestwire.datapath.window import Window
+from guestwire.virtio.features import Feature
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,6 +50,9 @@ class Port(Protocol):
     """How many frames of 4,096 bytes of our own the window shall have for each queue pair; known from the
     beginning."""
 
+    offloads: Feature
+    """The offloads that the port can do, as features of the device; known once it is open."""
+
     @property
     def interface_index(self) -> int | None:
         """The number of the port's network interface; None if it has none, or there is none of that name.
@@ -74,7 +78,7 @@ class Port(Protocol):
     def succeed(self, port: Port) -> None:
         """Before `open`: take over from a port on the same interface, which is closed next, what can stay."""
 
-    def prepare(self, pair: int, window: Window, queue_size: int) -> None:
+    def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Do now what takes long in attaching a queue pair: it is to be attached so next, and still works.
 
         It may work on this port or on another. What cannot be done beforehand is left to `attach`.
@@ -83,8 +87,14 @@ class Port(Protocol):
     def forget(self) -> None:
         """Give up what was prepared and not attached."""
 
-    def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
-        """Join a queue pair to the port; `queue_size` is the larger of its rings'.
+    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> guestwire.datapath.port.Port:
+        """Join a queue pair to the port.
+
+        Args:
+            pair: its number.
+            window: the guest's memory.
+            queue_size: entries of the larger of its rings.
+            features: what the guest's driver accepted.
 
         Raises:
             GuestwireError: the machine refuses.

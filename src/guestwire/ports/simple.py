@@ -12,6 +12,7 @@ from guestwire.datapath.pcap import PcapPort
 from guestwire.datapath.window import Window
 from guestwire.errors import ConfigurationError, HostError
 from guestwire.ports.base import Port, PortStatus
+from guestwire.virtio.features import Feature
 
 LONGEST_MTU = 65535
 MOST_QUEUE_PAIRS = 64
@@ -23,6 +24,7 @@ class SimplePort:
     mtu = LONGEST_MTU
     max_queue_pairs = MOST_QUEUE_PAIRS
     bounce_frames = 0
+    offloads = Feature(0)
     interface_index = None
     link_up = True
     gone = False
@@ -39,10 +41,10 @@ class SimplePort:
     def succeed(self, port: Port) -> None:
         """There is nothing to take over."""
 
-    def prepare(self, pair: int, window: Window, queue_size: int) -> None:
+    def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Nothing takes long."""
 
-    def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
+    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> guestwire.datapath.port.Port:
         """Make the compiled half; it keeps nothing outside itself."""
         return EchoPort() if self.kind == "echo" else NullPort()
 
@@ -83,6 +85,7 @@ class PcapControl:
     mtu = LONGEST_MTU
     max_queue_pairs = 1
     bounce_frames = 0
+    offloads = Feature(0)
     interface_index = None
     link_up = True
     gone = False
@@ -125,10 +128,10 @@ class PcapControl:
     def succeed(self, port: Port) -> None:
         """There is nothing to take over."""
 
-    def prepare(self, pair: int, window: Window, queue_size: int) -> None:
+    def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Nothing takes long."""
 
-    def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
+    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> guestwire.datapath.port.Port:
         """Begin the input anew; go on with the output."""
         self._port = PcapPort(self._frames, self._sink_fd)
         return self._port

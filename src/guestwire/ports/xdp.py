@@ -47,6 +47,7 @@ from guestwire.ports.registration import (
     contiguous_share,
 )
 from guestwire.ports.xdp_options import XdpOptions
+from guestwire.virtio.features import Feature
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class XdpControl:
         self.max_queue_pairs = 64
         self.bounce_frames = RING_ENTRIES if options.mode == "bounce" else BOUNCE_FRAMES
         self.mtu = 0
+        self.offloads = Feature(0)
         self._interface: Interface | None = None
         self._gone = False
         self._program: XdpProgram | None = None
@@ -187,7 +189,7 @@ class XdpControl:
 
     # --- a queue pair's attachment -------------------------------------------------------------------
 
-    def prepare(self, pair: int, window: Window, queue_size: int) -> None:
+    def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Register a window that the queue pair will be attached with next, while it is still attached.
 
         What cannot be done now, for want of memory that is pinned twice meanwhile, is left to `attach`.
@@ -198,7 +200,7 @@ class XdpControl:
             plans = self._plans(window)
             self._prepared[pair] = _Prepared(plans, self._register(pair, window, plans[0], queue_size))
 
-    def attach(self, pair: int, window: Window, queue_size: int) -> guestwire.datapath.port.Port:
+    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> guestwire.datapath.port.Port:
         """Bind a socket for the queue pair in the best mode there is.
 
         Raises:

@@ -23,7 +23,7 @@ from guestwire.errors import FrontendError, HostError
 from guestwire.eventfds import Signals, require_kick
 from guestwire.ports.base import Port
 from guestwire.vhost_user.device import RingConfiguration
-from guestwire.virtio.features import Feature
+from guestwire.virtio.features import Feature, net_header_size
 from guestwire.virtio.ring_errors import RingError
 from guestwire.worker import Worker
 
@@ -226,8 +226,6 @@ class QueuePairs:
         if self.window is None:
             raise FrontendError(f"queue pair {pair} cannot start: there is no guest memory")
         rx, tx = (self._split_ring(self.window, index) for index in (2 * pair, 2 * pair + 1))
-        mergeable = Feature.VIRTIO_NET_F_MRG_RXBUF in self.features
-        modern = Feature.VIRTIO_F_VERSION_1 in self.features
         port = self.port.attach(pair, self.window, self._queue_size(pair), self.features)
         try:
             with host_refuses(f"start queue pair {pair}"):
@@ -236,8 +234,8 @@ class QueuePairs:
                     port,
                     rx,
                     tx,
-                    header_size=12 if mergeable or modern else 10,
-                    mergeable=mergeable,
+                    header_size=net_header_size(self.features),
+                    mergeable=Feature.VIRTIO_NET_F_MRG_RXBUF in self.features,
                     offloads=int(self.features),
                     counters=self._counters,
                     index=pair,

@@ -92,6 +92,9 @@ _Static_assert(sizeof(struct xdp_desc) == 16, "linux/if_xdp.h");
 #ifndef XDP_PKT_CONTD
 #define XDP_PKT_CONTD (1 << 0)
 #endif
+#ifndef XDP_MAX_TX_SKB_BUDGET
+#define XDP_MAX_TX_SKB_BUDGET 9
+#endif
 #ifndef AF_XDP
 #define AF_XDP 44
 #endif

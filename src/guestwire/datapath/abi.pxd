@@ -113,6 +113,7 @@ cdef extern from "abi.h" nogil:
         XDP_RING_NEED_WAKEUP
         XDP_UMEM_UNALIGNED_CHUNK_FLAG
         XDP_OPTIONS_ZEROCOPY
+        XDP_MAX_TX_SKB_BUDGET
         XDP_MMAP_OFFSETS
         XDP_RX_RING
         XDP_TX_RING

@@ -16,6 +16,7 @@ from guestwire.datapath.split_ring cimport burst, chain
 cdef enum:
     ETHERNET_HEADER = 14
     NET_HEADER = 12             # virtio_net_hdr; 10 without num_buffers
+    HEADER_FIELDS = 10          # bytes of a virtio_net_hdr before num_buffers
     LONGEST_GSO_FRAME = 65557   # 65,535 bytes of IP behind an Ethernet header and two VLAN tags
     GOOD_FRAME = -1
     DELIVER_LATER = 0           # not enough buffers yet
@@ -77,6 +78,8 @@ cdef inline uint32_t frame_pieces(
     pieces[0].length = c.first_length - pair.header_size
     return 1
 
+
+cdef int buffers_for(const pair_context *pair, uint32_t total) noexcept nogil
 cdef int deliver_scattered(
     pair_context *pair, const piece *pieces, uint32_t count, uint32_t length, used_element *done
 ) noexcept nogil

@@ -18,11 +18,10 @@ from guestwire.datapath.abi cimport (
 from guestwire.datapath.counters cimport DROP_BAD_OFFLOAD, DROP_NOT_NEGOTIATED
 from guestwire.datapath.split_ring cimport BURST_CHAINS
 
-cdef enum:
-    HEADER_FIELDS = 10          # bytes of a virtio_net_hdr up to num_buffers, which is not for sent frames
 
-
-cdef void copy_header(const pair_context *pair, const burst *b, const chain *c, net_header *header) noexcept nogil:
+cdef void copy_header(
+    const pair_context *pair, const burst *b, const chain *c, net_header *header
+) noexcept nogil:
     """Read the virtio_net_hdr of a chain that is long enough for it, once."""
     cdef uint8_t *to = <uint8_t *>header
     cdef uint32_t left = HEADER_FIELDS
@@ -66,6 +65,9 @@ cdef int check_offload(
         needed = features_needed(header)
         if needed == 0 or needed & ~pair.offloads:
             return DROP_NOT_NEGOTIATED
+        # Not in the Ethernet header, whose source address may be checked before that is written.
+        if header.flags and header.checksum_start < ETHERNET_HEADER:
+            return DROP_BAD_OFFLOAD
         if <uint32_t>header.checksum_start + header.checksum_offset + 2 > length:
             return DROP_BAD_OFFLOAD
     if header.gso_type:
@@ -138,7 +140,8 @@ cdef int buffers_for(const pair_context *pair, uint32_t total) noexcept nogil:
         room += b.chains[i].length
         if room >= total:
             return i - b.first + 1
-    return DELIVER_NEVER if b.end - b.first == BURST_CHAINS else DELIVER_LATER
+    # More than that nobody can have on offer at once.
+    return DELIVER_NEVER if b.end - b.first >= min(BURST_CHAINS, pair.rx.size) else DELIVER_LATER
 
 
 cdef int deliver_scattered(

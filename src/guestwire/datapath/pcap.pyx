@@ -12,24 +12,31 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport write
 
 from guestwire.datapath.abi cimport net_header, used_element
-from guestwire.datapath.counters cimport COPY_PORT, DROP_PORT, DROP_TOO_LONG, pair_counters
+from guestwire.datapath.counters cimport (
+    COPY_PORT,
+    DROP_PORT,
+    DROP_TOO_LONG,
+    direction_counters,
+    pair_counters,
+)
 from guestwire.datapath.frames cimport (
     DELIVER_LATER,
     DELIVER_NEVER,
     GOOD_FRAME,
+    LONGEST_GSO_FRAME,
     check_sent_frame,
     deliver,
-    frame_pieces,
     piece,
 )
-from guestwire.datapath.port cimport Port, pair_context, port_interface
-from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
+from guestwire.datapath.port cimport Port, port_interface
+from guestwire.datapath.sent_frame cimport sent_frame, sent_frame_begin, sent_frame_next
+from guestwire.datapath.split_ring cimport BURST_CHAINS, burst, chain
 
 cdef enum:
     LONGEST_FRAME = 65550
     MOST_INTERRUPTIONS = 3
     RECORD_HEADER = 16
-    OUTPUT_BYTES = 64 * (LONGEST_FRAME + RECORD_HEADER)     # a whole burst of the longest frames
+    OUTPUT_BYTES = 64 * (LONGEST_GSO_FRAME + RECORD_HEADER)     # a whole burst of the longest frames
 
 LINKTYPE_ETHERNET = 1
 _MAGICS = {0xA1B2C3D4: "microseconds", 0xA1B23C4D: "nanoseconds"}
@@ -50,7 +57,7 @@ cdef struct pcap_port:
     uint32_t sent
     used_element sent_elements[BURST_CHAINS]
     used_element received_elements[2 * BURST_CHAINS]
-    piece pieces[BURST_SEGMENTS]
+    sent_frame frame
 
 
 cdef inline uint32_t captured_length(const pcap_port *p, uint64_t position) noexcept nogil:
@@ -95,21 +102,6 @@ cdef uint32_t pcap_rx_poll(port_interface *self, const used_element **done) noex
     return received
 
 
-cdef void append_record(pcap_port *p, const piece *pieces, uint32_t count, uint32_t length) noexcept nogil:
-    cdef timespec now
-    cdef uint32_t header[4]
-    cdef uint32_t i
-    clock_gettime(CLOCK_REALTIME, &now)
-    header[0] = <uint32_t>now.tv_sec
-    header[1] = <uint32_t>now.tv_nsec
-    header[2] = header[3] = length
-    memcpy(p.output + p.output_used, header, RECORD_HEADER)
-    p.output_used += RECORD_HEADER
-    for i in range(count):
-        memcpy(p.output + p.output_used, pieces[i].data, pieces[i].length)
-        p.output_used += pieces[i].length
-
-
 cdef void flush(pcap_port *p) noexcept nogil:
     cdef uint64_t at = 0
     cdef ssize_t n
@@ -125,31 +117,55 @@ cdef void flush(pcap_port *p) noexcept nogil:
     p.output_used = 0
 
 
+cdef void append_record(pcap_port *p, const piece *pieces, uint32_t count, uint32_t length) noexcept nogil:
+    cdef timespec now
+    cdef uint32_t header[4]
+    cdef uint32_t i
+    if p.output_used + RECORD_HEADER + length > OUTPUT_BYTES:
+        flush(p)
+    clock_gettime(CLOCK_REALTIME, &now)
+    header[0] = <uint32_t>now.tv_sec
+    header[1] = <uint32_t>now.tv_nsec
+    header[2] = header[3] = length
+    memcpy(p.output + p.output_used, header, RECORD_HEADER)
+    p.output_used += RECORD_HEADER
+    for i in range(count):
+        memcpy(p.output + p.output_used, pieces[i].data, pieces[i].length)
+        p.output_used += pieces[i].length
+
+
+cdef void write_frame(pcap_port *p) noexcept nogil:
+    """Write what the guest's frame becomes on a wire."""
+    cdef direction_counters *tx = &p.base.pair.counters.tx
+    cdef sent_frame *f = &p.frame
+    tx.frames += 1
+    tx.bytes += f.length
+    tx.gso_frames += f.large
+    if p.output_fd < 0 or p.output_error:
+        tx.drops[DROP_PORT] += 1
+        return
+    append_record(p, f.pieces, f.piece_count, f.wire_length)
+    while sent_frame_next(f, p.base.pair):
+        append_record(p, f.pieces, f.piece_count, f.wire_length)
+    tx.copied_frames[COPY_PORT] += 1
+    tx.copied_bytes += f.length
+
+
 cdef void pcap_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef pcap_port *p = <pcap_port *>self
-    cdef pair_context *pair = self.pair
-    cdef pair_counters *counters = pair.counters
     cdef net_header header
     cdef chain *c
-    cdef uint32_t length, count
     cdef int reason
     p.sent = 0
     while frames.first < frames.end:
         c = &frames.chains[frames.first]
-        reason = check_sent_frame(pair, frames, c, LONGEST_FRAME, &header)
+        reason = check_sent_frame(self.pair, frames, c, LONGEST_FRAME, &header)
+        if reason == GOOD_FRAME:
+            reason = sent_frame_begin(&p.frame, self.pair, frames, c, &header, False)
         if reason != GOOD_FRAME:
-            counters.tx.drops[reason] += 1
+            self.pair.counters.tx.drops[reason] += 1
         else:
-            length = c.length - pair.header_size
-            counters.tx.frames += 1
-            counters.tx.bytes += length
-            if p.output_fd < 0 or p.output_error:
-                counters.tx.drops[DROP_PORT] += 1
-            else:
-                count = frame_pieces(pair, frames, c, p.pieces, BURST_SEGMENTS)
-                append_record(p, p.pieces, count, length)
-                counters.tx.copied_frames[COPY_PORT] += 1
-                counters.tx.copied_bytes += length
+            write_frame(p)
         p.sent_elements[p.sent].id = c.head
         p.sent_elements[p.sent].length = 0
         p.sent += 1
@@ -238,7 +254,7 @@ cdef class PcapPort(Port):
             if p.output == NULL:
                 raise MemoryError
             if os.fstat(output_fd).st_size == 0:
-                os.write(output_fd, struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, LONGEST_FRAME,
+                os.write(output_fd, struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, LONGEST_GSO_FRAME,
                                                 LINKTYPE_ETHERNET))
             p.output_fd = output_fd
 

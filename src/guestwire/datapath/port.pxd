@@ -36,6 +36,8 @@ cdef struct port_interface:
     int fd                      # readable when rx_poll has something; -1: never sleeps for that
     bint wants_buffers          # a kick of the receive ring is worth waking up for
     bint busy                   # tx_poll must be called again soon: sleep only for a while
+    bint under_way              # of the next frame a part was taken, so tx_submit must have it once more
+    bint progress               # something was done, although no frame or buffer is through: poll again
     bint gone                   # what the port is made of is no more
 
 cdef class Port:

@@ -95,6 +95,14 @@ cdef uint32_t discard(worker *w) noexcept nogil:
     return count
 
 
+cdef inline void finish_frame(worker *w) noexcept nogil:
+    """Let the port have the rest of the frame that it has begun with, of a ring that was disabled since."""
+    cdef uint32_t end = w.frames.end
+    w.frames.end = w.frames.first + 1
+    w.port.tx_submit(w.port, &w.frames)
+    w.frames.end = end
+
+
 cdef inline void call(split_ring *ring, uint64_t *calls) noexcept nogil:
     if split_ring_publish(ring):
         split_ring_call(ring)
@@ -136,16 +144,19 @@ cdef uint32_t step(worker *w) noexcept nogil:
     cdef port_interface *p = w.port
     cdef uint32_t moved = post(w)
     cdef uint32_t waiting
+    p.progress = False
     if w.frames.first == w.frames.end:
         split_ring_pop(w.pair.tx, &w.frames, BURST_CHAINS)
     waiting = w.frames.end - w.frames.first
     if waiting:
         if load_relaxed_u32(&w.tx_enabled):
             p.tx_submit(p, &w.frames)
+        elif p.under_way:
+            finish_frame(w)
         else:
             discard(w)
         moved += waiting - (w.frames.end - w.frames.first)
-    return moved + collect(w)
+    return moved + collect(w) + p.progress
 
 
 cdef bint report_trouble(worker *w) noexcept nogil:

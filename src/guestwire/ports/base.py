@@ -15,10 +15,10 @@ class PortStatus:
     """What a port is and does, as ``guestwire status`` shows it.
 
     Attributes:
-        kind: ``xdp``, ``echo``, ``null`` or ``pcap``.
+        kind: ``xdp``, ``tap``, ``echo``, ``null`` or ``pcap``.
         interface: the network interface; None if the port has none.
         mode: an ``xdp`` port's mode in use; None for other ports, or while no guest is attached.
-        mode_reason: why it is this mode and not a better one.
+        mode_reason: why it is this mode and not a better one, or what else is to be known.
         pinned_bytes: memory that the kernel keeps pinned for the port.
         kernel: what the kernel counted for its sockets.
         asked_mode: the mode that an ``xdp`` port was asked for.
@@ -87,7 +87,9 @@ class Port(Protocol):
     def forget(self) -> None:
         """Give up what was prepared and not attached."""
 
-    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> guestwire.datapath.port.Port:
+    def attach(
+        self, pair: int, window: Window, queue_size: int, features: Feature
+    ) -> guestwire.datapath.port.Port:
         """Join a queue pair to the port.
 
         Args:

@@ -16,6 +16,22 @@ from guestwire.virtio.features import Feature
 
 LONGEST_MTU = 65535
 MOST_QUEUE_PAIRS = 64
+# All that segmentation.pyx can do.
+SENT_OFFLOADS = (
+    Feature.VIRTIO_NET_F_CSUM
+    | Feature.VIRTIO_NET_F_HOST_TSO4
+    | Feature.VIRTIO_NET_F_HOST_TSO6
+    | Feature.VIRTIO_NET_F_HOST_ECN
+    | Feature.VIRTIO_NET_F_HOST_USO
+)
+RECEIVED_OFFLOADS = (
+    Feature.VIRTIO_NET_F_GUEST_CSUM
+    | Feature.VIRTIO_NET_F_GUEST_TSO4
+    | Feature.VIRTIO_NET_F_GUEST_TSO6
+    | Feature.VIRTIO_NET_F_GUEST_ECN
+    | Feature.VIRTIO_NET_F_GUEST_USO4
+    | Feature.VIRTIO_NET_F_GUEST_USO6
+)
 
 
 class SimplePort:
@@ -24,13 +40,14 @@ class SimplePort:
     mtu = LONGEST_MTU
     max_queue_pairs = MOST_QUEUE_PAIRS
     bounce_frames = 0
-    offloads = Feature(0)
     interface_index = None
     link_up = True
     gone = False
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
+        # What comes back from an echo is what its guest sent.
+        self.offloads = SENT_OFFLOADS | RECEIVED_OFFLOADS if kind == "echo" else SENT_OFFLOADS
 
     def open(self, queue_pairs: int) -> None:
         """Nothing to open."""
@@ -44,7 +61,9 @@ class SimplePort:
     def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Nothing takes long."""
 
-    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> guestwire.datapath.port.Port:
+    def attach(
+        self, pair: int, window: Window, queue_size: int, features: Feature
+    ) -> guestwire.datapath.port.Port:
         """Make the compiled half; it keeps nothing outside itself."""
         return EchoPort() if self.kind == "echo" else NullPort()
 
@@ -85,7 +104,7 @@ class PcapControl:
     mtu = LONGEST_MTU
     max_queue_pairs = 1
     bounce_frames = 0
-    offloads = Feature(0)
+    offloads = SENT_OFFLOADS
     interface_index = None
     link_up = True
     gone = False
@@ -131,7 +150,9 @@ class PcapControl:
     def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Nothing takes long."""
 
-    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> guestwire.datapath.port.Port:
+    def attach(
+        self, pair: int, window: Window, queue_size: int, features: Feature
+    ) -> guestwire.datapath.port.Port:
         """Begin the input anew; go on with the output."""
         self._port = PcapPort(self._frames, self._sink_fd)
         return self._port

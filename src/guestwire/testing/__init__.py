@@ -26,7 +26,13 @@ frames).
 from guestwire.testing.connection import BackendChannel, BackendMessage
 from guestwire.testing.driver import QueuePair, ReceivedFrame, Traffic
 from guestwire.testing.driver_ring import DriverRing
-from guestwire.testing.fake_guest import DRIVER_FEATURES, FRONTEND_FEATURES, FakeGuest, GuestRing
+from guestwire.testing.fake_guest import (
+    DRIVER_FEATURES,
+    FRONTEND_FEATURES,
+    OFFLOAD_FEATURES,
+    FakeGuest,
+    GuestRing,
+)
 from guestwire.testing.faults import BackendError, DeviceError, VerificationError
 from guestwire.testing.frame_stream import FrameStream
 from guestwire.testing.frontend import Frontend
@@ -39,6 +45,7 @@ from guestwire.testing.wire import Wire
 __all__ = [
     "DRIVER_FEATURES",
     "FRONTEND_FEATURES",
+    "OFFLOAD_FEATURES",
     "BackendChannel",
     "BackendError",
     "BackendMessage",

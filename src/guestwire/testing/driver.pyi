@@ -2,11 +2,14 @@ from typing import NamedTuple, final
 
 from guestwire.testing.driver_ring import DriverRing
 from guestwire.testing.frame_stream import FrameStream
+from guestwire.virtio.segmentation import NetHeader
 
 class ReceivedFrame(NamedTuple):
     data: bytes
     header: bytes
     buffers: int
+    @property
+    def offload(self) -> NetHeader: ...
 
 class Traffic(NamedTuple):
     sent: int

@@ -34,11 +34,8 @@ from typing import NamedTuple
 from guestwire.testing.faults import DeviceError, VerificationError
 from guestwire.testing.frame_stream import explain_arrival
 from guestwire.virtio.features import Feature
+from guestwire.virtio.segmentation import NetHeader
 
-# With these the device may say more in a virtio_net_hdr than that a frame is whole (5.1.6.4.1).
-cdef uint64_t OFFLOADS = (
-    Feature.VIRTIO_NET_F_GUEST_CSUM | Feature.VIRTIO_NET_F_GUEST_TSO4 | Feature.VIRTIO_NET_F_GUEST_TSO6
-    | Feature.VIRTIO_NET_F_GUEST_UFO | Feature.VIRTIO_NET_F_GUEST_USO4 | Feature.VIRTIO_NET_F_GUEST_USO6)
 cdef uint64_t MRG_RXBUF = Feature.VIRTIO_NET_F_MRG_RXBUF
 
 
@@ -54,6 +51,11 @@ class ReceivedFrame(NamedTuple):
     data: bytes
     header: bytes
     buffers: int
+
+    @property
+    def offload(self):
+        """What the header says of the frame: an unfinished checksum, segments to be made of it."""
+        return NetHeader.parse(self.header)
 
 
 class Traffic(NamedTuple):
@@ -86,9 +88,9 @@ cdef class QueuePair:
             still as it was sent.
         verify_unwritten: whether to check that no receive buffer is written behind what the device says
             it wrote. A device may do so (virtio 1.3, 2.7.8.2), but should know that it does.
-        strict: whether to require what no driver looks at: num_buffers of 1 without
-            VIRTIO_NET_F_MRG_RXBUF, which the device MUST write (virtio 1.3, 5.1.6.4.1) and DPDK 22.11
-            does not.
+        strict: whether to require what no driver looks at, although the device MUST do it (virtio 1.3,
+            5.1.6.4.1): num_buffers of 1 without VIRTIO_NET_F_MRG_RXBUF, which DPDK 22.11 does not write;
+            and with it, that all buffers of a frame but the last are full.
         accept_empty: whether receive buffers may come back with nothing in them, which Linux' driver takes
             for a frame that is too short. A device that stops in the middle of its buffers does so.
 
@@ -319,7 +321,7 @@ cdef class QueuePair:
                 raise ValueError("a ring without a call eventfd can only be polled")
         s.mergeable = (self.receive_ring.features & MRG_RXBUF) != 0
         s.strict, s.accept_empty = self.strict, self.accept_empty
-        s.offloads = (self.receive_ring.features & OFFLOADS) != 0
+        s.features = self.receive_ring.features
         s.patience_ns = <uint64_t>(timeout * 1e9)
         s.wait = wait
         s.started_ns = s.progress_ns = now_ns()

@@ -37,7 +37,7 @@ cdef enum device_fault:
     USED_INDEX                  # more used entries than the device has buffers
     USED_ID                     # the id of a used entry is no buffer that the device has
     USED_LENGTH                 # more bytes written than there is room, or any to a transmit buffer
-    NET_HEADER                  # a virtio_net_hdr missing, cut, or with what was not negotiated
+    NET_HEADER                  # a virtio_net_hdr missing, cut, impossible, or not as negotiated
     NUM_BUFFERS                 # num_buffers is not what the rules or the used ring say
     BUFFER_NOT_FULL             # a frame goes on in the next buffer before one is full
     SENT_CHANGED                # a transmit buffer's bytes are not what was sent

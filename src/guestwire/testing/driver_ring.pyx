@@ -27,7 +27,8 @@ DEVICE_FAULTS = {
     USED_INDEX: "the used index runs ahead of the buffers that the device has",
     USED_ID: "a used entry's id is not the head of a chain that the device has",
     USED_LENGTH: "a used entry's length is more than the device could have written",
-    NET_HEADER: "a virtio_net_hdr is missing, cut short, or names offloads that were not negotiated",
+    NET_HEADER: "a virtio_net_hdr is missing, cut short, or names offloads that are impossible or were not "
+                "negotiated",
     NUM_BUFFERS: "num_buffers is not what was negotiated, or not what is in the used ring",
     BUFFER_NOT_FULL: "a frame goes on in the next buffer although its buffer is not full",
     SENT_CHANGED: "a buffer that was sent has changed before it came back",

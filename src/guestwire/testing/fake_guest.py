@@ -34,6 +34,21 @@ DRIVER_FEATURES = (
 )
 """What this driver can do; a backend that offers less gets less."""
 
+OFFLOAD_FEATURES = (
+    Feature.VIRTIO_NET_F_CSUM
+    | Feature.VIRTIO_NET_F_HOST_TSO4
+    | Feature.VIRTIO_NET_F_HOST_TSO6
+    | Feature.VIRTIO_NET_F_HOST_ECN
+    | Feature.VIRTIO_NET_F_HOST_USO
+    | Feature.VIRTIO_NET_F_GUEST_CSUM
+    | Feature.VIRTIO_NET_F_GUEST_TSO4
+    | Feature.VIRTIO_NET_F_GUEST_TSO6
+    | Feature.VIRTIO_NET_F_GUEST_ECN
+    | Feature.VIRTIO_NET_F_GUEST_USO4
+    | Feature.VIRTIO_NET_F_GUEST_USO6
+)
+"""What it can do besides, for tests that want frames with offloads."""
+
 FRONTEND_FEATURES = (
     ProtocolFeature.MQ
     | ProtocolFeature.REPLY_ACK

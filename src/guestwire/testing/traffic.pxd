@@ -8,7 +8,7 @@ from guestwire.testing.frame_stream cimport arrival, frame_stream
 
 cdef enum:
     NO_SEQUENCE = -1            # in driver_ring.sequence: the buffer holds no frame of a stream
-    RECEIVED_MOST = 65536 + 12  # bytes of the largest frame with its header
+    RECEIVED_MOST = 65557 + 12  # LONGEST_GSO_FRAME with its header
 
 cdef enum outcome:
     GO_ON                       # the slice of time is over, call `run` again
@@ -33,9 +33,9 @@ cdef struct run_state:
     bint allow_loss
     bint verify_sent
     bint mergeable              # VIRTIO_NET_F_MRG_RXBUF
-    bint strict                 # num_buffers must be right even if not `mergeable`
+    bint strict                 # what no driver looks at must be right, too
     bint accept_empty           # a receive buffer may come back with nothing in it
-    bint offloads               # the device may set flags and gso_type
+    uint64_t features           # what was negotiated: it says what the device may set in a header
     uint64_t patience_ns
     # What happened.
     uint64_t started_ns

@@ -10,6 +10,22 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from guestwire.datapath.abi cimport (
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_HDR_F_DATA_VALID,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM,
+    VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
+    net_header,
+)
 from guestwire.datapath.atomics cimport cpu_relax
 from guestwire.testing.driver_ring cimport (
     BUFFER_NOT_FULL,
@@ -134,12 +150,44 @@ cdef int send_burst(run_state *s) noexcept nogil:
     return count
 
 
+cdef bint is_negotiated(const run_state *s) noexcept nogil:
+    """Whether a virtio_net_hdr names only offloads that were negotiated, and together (5.1.6.4.1)."""
+    cdef const net_header *h = &s.header
+    cdef uint8_t kind = h.gso_type & ~VIRTIO_NET_HDR_GSO_ECN
+    cdef uint64_t allowed = 0       # any of these features
+    if h.flags & ~(VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID):
+        return False
+    if h.flags and not s.features & VIRTIO_NET_F_GUEST_CSUM:
+        return False
+    if h.gso_type == VIRTIO_NET_HDR_GSO_NONE:
+        return True
+    if kind == VIRTIO_NET_HDR_GSO_TCPV4:
+        allowed = VIRTIO_NET_F_GUEST_TSO4
+    elif kind == VIRTIO_NET_HDR_GSO_TCPV6:
+        allowed = VIRTIO_NET_F_GUEST_TSO6
+    elif kind == VIRTIO_NET_HDR_GSO_UDP_L4:
+        allowed = VIRTIO_NET_F_GUEST_USO4 | VIRTIO_NET_F_GUEST_USO6
+    if h.gso_type != kind and not s.features & VIRTIO_NET_F_GUEST_ECN:
+        return False
+    return s.features & allowed and h.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and h.gso_size
+
+
+cdef bint fits_frame(const run_state *s) noexcept nogil:
+    """Whether what a virtio_net_hdr points to lies in the frame, which is there now."""
+    cdef const net_header *h = &s.header
+    cdef uint32_t length = s.received_length - s.receive.header_size
+    if h.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        if <uint32_t>h.checksum_start + h.checksum_offset + 2 > length:
+            return False
+    return h.gso_type == VIRTIO_NET_HDR_GSO_NONE or h.header_length <= length
+
+
 cdef device_fault check_header(run_state *s, uint16_t waiting) noexcept nogil:
     """Check a frame's virtio_net_hdr; `waiting` used entries can be read, its own among them (5.1.6.4)."""
     cdef uint16_t num_buffers = s.header.num_buffers
     if not s.mergeable and not s.strict:
         s.header.num_buffers = num_buffers = 1
-    if not s.offloads and (s.header.flags or s.header.gso_type):
+    if (s.header.flags or s.header.gso_type) and not is_negotiated(s):
         return NET_HEADER
     if num_buffers == 0 or (num_buffers > 1 and not s.mergeable):
         return NUM_BUFFERS
@@ -181,9 +229,11 @@ cdef int take_frame(run_state *s, uint16_t waiting, const uint8_t **frame) noexc
         s.received_length += length
         s.frame_buffers += 1
         if s.frame_buffers == s.header.num_buffers:
-            return s.frame_buffers
+            return s.frame_buffers if fits_frame(s) else broken(s, r, NET_HEADER)
         # "the device MUST use all buffers but the last [...] completely" (5.1.6.4.1)
-        fault = ring_take(r, &buffer, &length) if length == r.capacity else BUFFER_NOT_FULL
+        fault = BUFFER_NOT_FULL
+        if length == r.capacity or not s.strict:
+            fault = ring_take(r, &buffer, &length)
     return broken(s, r, fault)
 
 

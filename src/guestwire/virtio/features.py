@@ -109,6 +109,12 @@ _DEPENDENCIES: dict[Feature, tuple[Feature, ...]] = {
 }
 
 
+def net_header_size(accepted: Feature) -> int:
+    """Return the bytes of a virtio_net_hdr: 10, without num_buffers, for a legacy driver (virtio 5.1.6)."""
+    long = Feature.VIRTIO_F_VERSION_1 | Feature.VIRTIO_NET_F_MRG_RXBUF
+    return 12 if accepted & long else 10
+
+
 def names(bits: int, kind: type[IntFlag] = Feature) -> list[str]:
     """Return the names of the bits that are set, lowest first; a nameless one as "bit N"."""
     known = {member.value: member.name for member in kind}

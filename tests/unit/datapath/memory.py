@@ -63,7 +63,9 @@ class Ring:
 class Machine:
     """A guest's memory, both rings of a queue pair, and the pair itself on a port."""
 
-    def __init__(self, port: Port, *, mergeable: bool = False, header_size: int = 12) -> None:
+    def __init__(
+        self, port: Port, *, mergeable: bool = False, header_size: int = 12, offloads: int = 0
+    ) -> None:
         self.fd = os.memfd_create("guest")
         os.ftruncate(self.fd, SIZE)
         self.window = Window([(GUEST_BASE, 0x7F0000000000, SIZE, self.fd, 0)], bounce_frames=8)
@@ -80,6 +82,7 @@ class Machine:
             counters=self.counters,
             mergeable=mergeable,
             header_size=header_size,
+            offloads=offloads,
         )
         self.pair.enable(rx=True, tx=True)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from guestwire.datapath.pcap import PcapPort
+from guestwire.datapath.segmentation import segment
+from guestwire.virtio.features import Feature
+from unit.datapath import requests
 from unit.datapath.memory import BUFFERS, GUEST_BASE, Machine
 
 SEND = GUEST_BASE + BUFFERS
@@ -20,6 +24,14 @@ def capture(*frames: bytes, order: str = "<", magic: int = 0xA1B2C3D4, linktype:
     header = struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 65535, linktype)
     records = (struct.pack(order + "IIII", 1, 2, len(f), len(f)) + f for f in frames)
     return header + b"".join(records)
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    at = 24
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at + 8)
+        yield data[at + 16 : at + 16 + length]
+        at += 16 + length
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -86,3 +98,26 @@ def test_a_full_disk_is_counted_and_does_not_stop_the_guest() -> None:
 def test_what_is_no_capture_of_frames_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         PcapPort(data)
+
+
+def test_large_frames_are_written_as_they_are_on_a_wire(tmp_path: Path) -> None:
+    path = tmp_path / "out.pcap"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    offloads = Feature.VIRTIO_NET_F_CSUM | Feature.VIRTIO_NET_F_HOST_TSO4 | Feature.VIRTIO_NET_F_HOST_USO
+    guest = Machine(PcapPort(None, fd), offloads=int(offloads))
+    large, single = requests.tcp(5000, 1448), requests.tcp(100)
+    refused, bytewise = requests.tcp(5000, 1448, version=6), requests.udp(60000, 1)
+    sent = [large, refused, single, bytewise]
+    for number, (header, frame) in enumerate(sent):
+        guest.write(SEND + 65536 * number, header.pack() + frame)
+        guest.tx.offer((SEND + 65536 * number, 12 + len(frame)))
+    guest.run()
+    counted = guest.counted()["tx"]
+    guest.close()
+    os.close(fd)
+    taken = [large, single, bytewise]
+    wire = [wire for header, frame in taken for wire in segment(header.pack(), frame)]
+    assert list(records(path.read_bytes())) == wire
+    assert counted["drops"] == {"not_negotiated": 1}
+    assert counted["frames"] == counted["copied_frames"]["port_copies"] == 3
+    assert (counted["gso_frames"], counted["segments"], counted["checksums"]) == (2, 60004, 60005)

@@ -182,9 +182,11 @@ INDIRECT = Feature.VIRTIO_F_INDIRECT_DESC
 
 
 @contextmanager
-def machine(*, features: Feature = MERGEABLE | INDIRECT, **arguments: Any) -> Iterator[Machine]:
-    with SharedMemory(1 << 20) as memory:
-        made = Machine(memory, features=features, **arguments)
+def machine(
+    *, features: Feature = MERGEABLE | INDIRECT, memory: int = 1 << 20, **arguments: Any
+) -> Iterator[Machine]:
+    with SharedMemory(memory) as shared:
+        made = Machine(shared, features=features, **arguments)
         try:
             yield made
         finally:

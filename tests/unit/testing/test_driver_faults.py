@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import pytest
 
 from guestwire.testing import BufferLayout, DeviceError, FrameStream, VerificationError
-from unit.testing.machine import HEADER, VERSION_1, Machine, machine
+from guestwire.virtio.features import Feature
+from guestwire.virtio.segmentation import NetHeader
+from unit.testing.machine import HEADER, INDIRECT, MERGEABLE, VERSION_1, Machine, machine
 
 # Faults of the device: frames.
 
@@ -138,6 +141,98 @@ def test_num_buffers_without_mergeable_buffers_matters_only_if_strict(strict: bo
                 m.pair.receive(timeout=0.5)
         else:
             assert m.pair.receive(timeout=0.5) is not None
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_buffers_that_are_not_full_matter_only_if_strict(strict: bool) -> None:
+    with machine(strict=strict) as m:
+        m.pair.receive_ring.post()
+        Spoilt([(0, 100), (1, 50)], "", num_buffers=2).write(m)
+        if strict:
+            with pytest.raises(DeviceError, match="is not full"):
+                m.pair.receive(timeout=0.5)
+        else:
+            frame = m.pair.receive(timeout=0.5)
+            assert frame is not None
+            assert (len(frame.data), frame.buffers) == (138, 2)
+
+
+CSUM, DATA_VALID, RSC_INFO = 1, 2, 4
+TSO4, TSO6, USO, ECN = 1, 4, 5, 0x80
+GUEST = {
+    "csum": Feature.VIRTIO_NET_F_GUEST_CSUM,
+    "tso4": Feature.VIRTIO_NET_F_GUEST_TSO4,
+    "tso6": Feature.VIRTIO_NET_F_GUEST_TSO6,
+    "ecn": Feature.VIRTIO_NET_F_GUEST_ECN,
+    "uso4": Feature.VIRTIO_NET_F_GUEST_USO4,
+    "uso6": Feature.VIRTIO_NET_F_GUEST_USO6,
+}
+
+# What was negotiated, the header's fields, and whether that is as it must be.
+OFFLOADS = [
+    ("csum", NetHeader(flags=CSUM, csum_start=34, csum_offset=16), True),
+    ("csum", NetHeader(flags=DATA_VALID), True),
+    ("csum", NetHeader(flags=CSUM, csum_start=83, csum_offset=15), True),
+    ("csum", NetHeader(flags=CSUM, csum_start=83, csum_offset=16), False),
+    ("csum", NetHeader(flags=CSUM, csum_start=0xFFFF, csum_offset=0xFFFF), False),
+    ("csum", NetHeader(flags=RSC_INFO), False),
+    ("", NetHeader(flags=DATA_VALID), False),
+    ("csum tso4", NetHeader(CSUM, TSO4, 54, 20, 34, 16), True),
+    ("csum tso4", NetHeader(CSUM, TSO4, 100, 20, 34, 16), True),
+    ("csum tso4", NetHeader(CSUM, TSO4, 101, 20, 34, 16), False),
+    ("csum tso4", NetHeader(CSUM, TSO4, 54, 0, 34, 16), False),
+    ("csum tso4", NetHeader(0, TSO4, 54, 20, 34, 16), False),
+    ("csum tso4", NetHeader(CSUM, TSO6, 54, 20, 34, 16), False),
+    ("csum tso6", NetHeader(CSUM, TSO6, 54, 20, 34, 16), True),
+    ("csum tso6", NetHeader(CSUM, TSO4, 54, 20, 34, 16), False),
+    ("csum tso4", NetHeader(CSUM, TSO4 | ECN, 54, 20, 34, 16), False),
+    ("csum tso4 ecn", NetHeader(CSUM, TSO4 | ECN, 54, 20, 34, 16), True),
+    ("csum tso4 ecn", NetHeader(CSUM, ECN, 54, 20, 34, 16), False),
+    ("csum uso4", NetHeader(CSUM, USO, 54, 20, 34, 6), True),
+    ("csum uso6", NetHeader(CSUM, USO, 54, 20, 34, 6), True),
+    ("csum tso4 tso6", NetHeader(CSUM, USO, 54, 20, 34, 6), False),
+    ("csum tso4", NetHeader(CSUM, 7, 54, 20, 34, 6), False),
+]
+
+
+@pytest.mark.parametrize(("accepted", "header", "good"), OFFLOADS)
+def test_offloads(accepted: str, header: NetHeader, good: bool) -> None:
+    features = MERGEABLE
+    for word in accepted.split():
+        features |= GUEST[word]
+    with machine(features=features) as m:
+        m.pair.receive_ring.post()
+        m.deliver(header.pack() + bytes(100))
+        m.call(m.receive)
+        if good:
+            frame = m.pair.receive(timeout=0.5)
+            assert frame is not None
+            assert frame.offload == header
+        else:
+            with pytest.raises(DeviceError, match="offloads that are impossible"):
+                m.pair.receive(timeout=0.5)
+
+
+SCATTERED = BufferLayout(piece_length=500, indirect=True)
+
+
+@pytest.mark.parametrize("layout", [BufferLayout(), BufferLayout(length=1536), SCATTERED])
+def test_the_largest_frame(layout: BufferLayout) -> None:
+    """64 KiB of IP behind two VLAN tags, over many buffers and back through one."""
+    data = random.Random(1).randbytes(65557)
+    header = NetHeader(CSUM, TSO6, 94, 1448, 62, 16)
+    features = MERGEABLE | INDIRECT | GUEST["csum"] | GUEST["tso6"]
+    large = BufferLayout(length=65600, piece_length=8192, indirect=True)
+    layouts = {"receive_layout": layout, "transmit_layout": large}
+    with machine(features=features, size=64, memory=8 << 20, **layouts) as m:
+        m.pair.receive_ring.post()
+        m.pair.send(data, header=header.pack())
+        assert m.echo()
+        frame = m.pair.receive(timeout=0.5)
+        assert frame is not None
+        assert frame.data == data
+        assert frame.offload == header
+        assert frame.buffers == -(-65569 // layout.length)
 
 
 def test_a_buffer_used_twice() -> None:

@@ -1,0 +1,5 @@
+from collections.abc import Iterable
+
+def merge(
+    frames: Iterable[bytes], *, offloads: int, unfinished: bool = False
+) -> list[tuple[bytes, bytes]]: ...

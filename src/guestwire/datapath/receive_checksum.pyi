@@ -1,0 +1,5 @@
+from collections.abc import Sequence
+
+def finish(
+    frame: bytes, *, may_mark: bool = False, cuts: Sequence[int] = ()
+) -> tuple[bytes, bytes] | None: ...

@@ -22,6 +22,15 @@ FEATURES = (
     | Feature.VIRTIO_NET_F_STATUS
     | Feature.VHOST_USER_F_PROTOCOL_FEATURES
 )
+# A driver that accepts one of these lets the device do something that it need not do.
+PERMISSIONS = (
+    Feature.VIRTIO_NET_F_GUEST_CSUM
+    | Feature.VIRTIO_NET_F_GUEST_TSO4
+    | Feature.VIRTIO_NET_F_GUEST_TSO6
+    | Feature.VIRTIO_NET_F_GUEST_ECN
+    | Feature.VIRTIO_NET_F_GUEST_USO4
+    | Feature.VIRTIO_NET_F_GUEST_USO6
+)
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
     | ProtocolFeature.RARP
@@ -87,7 +96,7 @@ def require_port(config: GuestConfig, description: str, port: Port, accepted: Fe
     Raises:
         HostError: it cannot; the message says why.
     """
-    offered = features(config, port) | Feature.VIRTIO_NET_F_MTU
+    offered = features(config, port) | Feature.VIRTIO_NET_F_MTU | PERMISSIONS
     if missing := accepted & ~offered:
         raise HostError(
             f"guest {config.name} uses {', '.join(names(missing))}, port {description} cannot offer that",

@@ -43,7 +43,9 @@ class Attached:
         self.counters = Counters(counter_fd, 1)
         for descriptor in (fd, counter_fd):
             os.close(descriptor)
-        self.port = wire.near.call(lambda: self.control.attach(0, self.window, 64, Feature.VIRTIO_NET_F_MRG_RXBUF))
+        self.port = wire.near.call(
+            lambda: self.control.attach(0, self.window, 64, Feature.VIRTIO_NET_F_MRG_RXBUF)
+        )
         self.pair = QueuePair(
             self.window,
             self.port,

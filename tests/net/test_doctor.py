@@ -56,6 +56,7 @@ def test_veth_is_usable() -> None:
         "hugepages",
         "transparent-hugepages",
         "kvm",
+        "tap",
         "link",
         "default-route",
         "queue",

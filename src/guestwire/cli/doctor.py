@@ -56,7 +56,8 @@ def doctor(
     """
     guest = _planned(guest_memory, queues, max_pinned)
     findings = inspect(interface, queue)
-    checks = diagnose(findings, geometry.largest_mtu(), queues)
+    largest_mtu = geometry.largest_mtu(multi_buffer=bool(findings.host.af_xdp_multi_buffer))
+    checks = diagnose(findings, largest_mtu, queues)
     if guest is not None:
         checks += guest_checks(findings, guest, checks)
     if as_json:

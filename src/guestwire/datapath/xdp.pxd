@@ -4,7 +4,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.frames cimport piece
+from guestwire.datapath.merging cimport merger
 from guestwire.datapath.port cimport Port, port_interface
+from guestwire.datapath.segmentation cimport segmenter
 from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst
 from guestwire.datapath.window cimport FRAME_BYTES
 from guestwire.datapath.xdp_socket cimport XdpSocket, socket_ring
@@ -21,7 +23,10 @@ cdef enum:
     WAKES_A_BURST = 4           # the kernel sends 32 frames a call in copy mode
     DRAIN_NS = 100000000        # the longest wait for frames on their way out
     COPY_NOT = 0xFF             # beside the reasons: no copy
+    MOST_BUFFERS = 64           # of a received frame: up to 18 from the kernel, or those that were merged
+    MOST_SPLITS = 64            # of the pieces of a frame of up to 64 KiB, into chunks of 2 KiB or more
     WITH_THE_KERNEL = 1
+    SPANNED = 2                 # arrived as one of several buffers of a frame that is not taken yet
     ARRIVED = 0
 
 cdef struct posted_buffer:
@@ -45,6 +50,7 @@ cdef struct xdp_port:
     uint32_t room_needed        # bytes a guest buffer must have behind the header
     uint32_t longest_frame
     uint32_t most_pieces        # descriptors a sent frame may have
+    uint32_t in_place_from      # bytes of a segment whose payload is sent from the guest's pages
     uint32_t reserve            # buffers that the kernel must have at least, whoever's they are
     bint guest_memory           # the guest's memory is registered: direct or zero-copy
     bint zero_copy
@@ -61,16 +67,29 @@ cdef struct xdp_port:
     uint32_t overtaken          # entries before this one are older than a chain that was returned
     uint32_t chains_posted      # entries with a chain: more of the guest's buffers come only after them
     uint32_t spare_posted       # entries without
+    bint spares_lacking         # fewer than receiving could do with
     uint32_t received
     used_element received_elements[2 * BURST_CHAINS]
+    uint64_t received_at[2 * BURST_CHAINS]  # where header and frame lie in one piece; 0: nowhere
+    bint several_buffers        # a frame may be longer than a chunk
+    bint finish_checksums       # the interface hands over frames whose checksum is unfinished
+    bint merge                  # segments of one flow become one frame
+    merger merger
     burst *scratch              # for reading a chain a second time
     # Transmit.
-    uint8_t *pieces_left        # by head: descriptors the kernel still has
+    uint32_t *pieces_left       # by head: descriptors the kernel still has, and one while segments follow
     uint8_t *frames_out         # by number of the bounce frame: the kernel sends from it
     uint32_t descriptors_out
     uint32_t sent
-    used_element sent_elements[BURST_CHAINS]
-    piece pieces[BURST_SEGMENTS]
+    used_element sent_elements[BURST_CHAINS + 1]    # one more when a frame is given up at the end
+    piece pieces[BURST_SEGMENTS + MOST_SPLITS]
+    bint segmenting             # of the chain that comes next, some segments are sent and some are not
+    uint16_t segmenting_head
+    uint8_t segmenting_copy     # why payload of it was copied: COPY_...
+    uint32_t segmenting_length  # of the whole frame
+    bint segmenting_gso         # it has a gso_type
+    uint16_t abandoned_head     # the last chain given up half-way, and counted; or NO_HEAD
+    segmenter segmenter
     # Bounce frames that nobody uses.
     uint32_t *free_frames
     uint32_t free_count

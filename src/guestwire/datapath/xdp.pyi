@@ -14,6 +14,10 @@ class XdpPort(Port):
         reserve: int = 0,
         copy_headers: bool = False,
         source: bytes | None = None,
+        several_buffers: bool = False,
+        finish_checksums: bool = False,
+        merge: bool = False,
+        in_place_from: int = 0,
     ) -> None: ...
     @property
     def held(self) -> tuple[int, int, int]: ...

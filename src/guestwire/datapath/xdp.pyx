@@ -5,7 +5,8 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from guestwire.datapath.split_ring cimport burst
-from guestwire.datapath.xdp_receive cimport xdp_rx_poll, xdp_rx_post
+from guestwire.datapath.xdp_post cimport xdp_rx_post
+from guestwire.datapath.xdp_receive cimport xdp_rx_poll
 from guestwire.datapath.xdp_socket cimport XdpSocket
 from guestwire.datapath.xdp_transmit cimport xdp_drain, xdp_tx_poll, xdp_tx_submit
 
@@ -22,6 +23,12 @@ cdef class XdpPort(Port):
         most_pieces: descriptors that a sent frame may have, 1 to 17.
         reserve: how many buffers the kernel must have at any time, for drivers that misbehave with fewer.
         copy_headers: send a frame's first 128 bytes from our own memory.
+        several_buffers: frames may be longer than a chunk; the socket is bound for that. `room_needed` is
+            then all that the kernel writes into one buffer.
+        finish_checksums: the interface hands over frames whose checksum is unfinished.
+        in_place_from: bytes, headers included, that a segment of a frame with offloads must have for its
+            payload to be sent from the guest's pages. A shorter one is copied behind its headers.
+        merge: put segments of one flow together that arrive in one burst.
         source: the only address, of 6 bytes, that the guest may send from; needs `copy_headers`. None: any.
     """
 
@@ -37,7 +44,8 @@ cdef class XdpPort(Port):
         x.base.drain = xdp_drain
 
     def __init__(self, XdpSocket socket, *, bounce_offset, bounce_frames, room_needed, longest_frame,
-                 most_pieces, reserve=0, copy_headers=False, source=None):
+                 most_pieces, reserve=0, copy_headers=False, source=None, several_buffers=False,
+                 finish_checksums=False, merge=False, in_place_from=0):
         cdef xdp_port *x = <xdp_port *>self.port
         cdef uint32_t i
         if not 1 <= most_pieces <= MOST_PIECES:
@@ -53,13 +61,16 @@ cdef class XdpPort(Port):
         x.bounce = bounce_offset - x.umem
         x.before_frame = KERNEL_HEADROOM + socket.headroom
         x.room_needed, x.longest_frame = room_needed, longest_frame
-        x.most_pieces, x.reserve = most_pieces, reserve
+        x.most_pieces, x.reserve, x.in_place_from = most_pieces, reserve, in_place_from
         x.copy_headers, x.check_source = copy_headers, source is not None
+        x.several_buffers, x.finish_checksums, x.merge = several_buffers, finish_checksums, merge
+        x.merger.unfinished = finish_checksums
         for i, octet in enumerate(source or b""):
             x.source[i] = octet
+        x.abandoned_head = NO_HEAD
         x.posted_mask = socket.fill.size - 1
         x.posted = <posted_buffer *>calloc(socket.fill.size, sizeof(posted_buffer))
-        x.pieces_left = <uint8_t *>calloc(1 << 16, 1)
+        x.pieces_left = <uint32_t *>calloc(1 << 16, sizeof(uint32_t))
         x.frames_out = <uint8_t *>calloc(bounce_frames, 1)
         x.free_frames = <uint32_t *>calloc(bounce_frames, sizeof(uint32_t))
         x.scratch = <burst *>calloc(1, sizeof(burst))

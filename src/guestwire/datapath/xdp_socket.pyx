@@ -28,6 +28,7 @@ from guestwire.datapath.abi cimport (
     AF_XDP,
     SOL_XDP,
     XDP_COPY,
+    XDP_MAX_TX_SKB_BUDGET,
     XDP_MMAP_OFFSETS,
     XDP_OPTIONS,
     XDP_OPTIONS_ZEROCOPY,
@@ -43,6 +44,7 @@ from guestwire.datapath.abi cimport (
     XDP_UMEM_REG,
     XDP_UMEM_UNALIGNED_CHUNK_FLAG,
     XDP_USE_NEED_WAKEUP,
+    XDP_USE_SG,
     XDP_ZEROCOPY,
     sockaddr_xdp,
     xdp_desc,
@@ -52,6 +54,10 @@ from guestwire.datapath.abi cimport (
     xdp_umem_reg,
 )
 from guestwire.datapath.window cimport Window
+
+
+cdef enum:
+    SEND_BUDGET = 256           # descriptors that the kernel sends in one call, in copy mode
 
 
 class XdpSocketError(OSError):
@@ -126,6 +132,9 @@ cdef class XdpSocket:
                              (XDP_RX_RING, rx_size), (XDP_TX_RING, ring_size)):
             entries = size
             self._set_option("rings", option, &entries, sizeof(entries))
+        # Linux before 6.17 does not know the option, and sends 32 descriptors a call.
+        entries = min(SEND_BUDGET, ring_size)
+        setsockopt(self.fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &entries, sizeof(entries))
         self._get_option(XDP_MMAP_OFFSETS, &o, sizeof(o))
         self._map_ring(&self.rx, rx_size, sizeof(xdp_desc), <const uint64_t *>&o.rx, XDP_PGOFF_RX_RING)
         self._map_ring(&self.tx, ring_size, sizeof(xdp_desc), <const uint64_t *>&o.tx, XDP_PGOFF_TX_RING)
@@ -134,8 +143,10 @@ cdef class XdpSocket:
         self._map_ring(&self.completion, ring_size, sizeof(uint64_t), <const uint64_t *>&o.cr,
                        XDP_UMEM_PGOFF_COMPLETION_RING)
 
-    def bind(self, *, interface_index, queue, zero_copy):
+    def bind(self, *, interface_index, queue, zero_copy, several_buffers=False):
         """Bind to a queue, in the driver's zero-copy mode or in copy mode. May be tried again.
+
+        With ``several_buffers`` a received frame may lie in several buffers (XDP_USE_SG).
 
         Raises:
             XdpSocketError: the kernel or the driver refuses.
@@ -148,6 +159,8 @@ cdef class XdpSocket:
         a.sxdp_ifindex = interface_index
         a.sxdp_queue_id = queue
         a.sxdp_flags = XDP_USE_NEED_WAKEUP | (XDP_ZEROCOPY if zero_copy else XDP_COPY)
+        if several_buffers:
+            a.sxdp_flags |= XDP_USE_SG
         # Mapping all pages for the device and resetting the NIC's queue can take long.
         with nogil:
             if bind(self.fd, <const sockaddr *>&a, sizeof(a)):

@@ -19,13 +19,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t sendto(int fd, const void *data, size_t size, int flags, const void *address, uint32_t length)
     const int MSG_DONTWAIT
 
-from guestwire.datapath.abi cimport (
-    VIRTIO_NET_HDR_F_NEEDS_CSUM,
-    XDP_PKT_CONTD,
-    net_header,
-    used_element,
-    xdp_desc,
-)
+from guestwire.datapath.abi cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, net_header, used_element, xdp_desc
 from guestwire.datapath.atomics cimport load_acquire_u32
 from guestwire.datapath.counters cimport (
     COPY_BOUNCE_MODE,
@@ -36,14 +30,8 @@ from guestwire.datapath.counters cimport (
     DROP_SOURCE_ADDRESS,
     DROP_UNEXPECTED_PLACE,
     DROP_UNSENT,
-    pair_counters,
 )
-from guestwire.datapath.frames cimport (
-    ETHERNET_HEADER,
-    GOOD_FRAME,
-    check_sent_frame,
-    frame_pieces,
-)
+from guestwire.datapath.frames cimport ETHERNET_HEADER, GOOD_FRAME, check_sent_frame, frame_pieces
 from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 from guestwire.datapath.window cimport FRAME_BYTES, window, window_contiguous
@@ -51,13 +39,26 @@ from guestwire.datapath.xdp cimport (
     COPY_NOT,
     DRAIN_NS,
     HEADER_COPY,
+    NO_HEAD,
     OFFSET_SHIFT,
     SOURCE_ADDRESS,
     WAKES_A_BURST,
     address_bits,
-    frame_address,
     xdp_port,
 )
+from guestwire.datapath.xdp_descriptors cimport (
+    NO_SPACE,
+    count_in_place,
+    frames_to_copy,
+    free_to_send,
+    gather,
+    next_bounce_frame,
+    put_copied,
+    put_pieces,
+    return_sent,
+    split_pieces,
+)
+from guestwire.datapath.xdp_segments cimport abandon_segments, send_segments, submit_segments
 from guestwire.datapath.xdp_socket cimport (
     ring_needs_wakeup,
     ring_release,
@@ -68,43 +69,8 @@ from guestwire.datapath.xdp_socket cimport (
 
 
 cdef enum:
-    NO_SPACE = -2               # beside GOOD_FRAME and DROP_...: later
-    OFFLOAD_FLAGS = 0xFF00 | VIRTIO_NET_HDR_F_NEEDS_CSUM     # of a virtio_net_hdr's first two bytes: gso_type, flags
-
-
-cdef inline void return_sent(xdp_port *x, uint32_t head) noexcept nogil:
-    x.sent_elements[x.sent].id = head
-    x.sent_elements[x.sent].length = 0
-    x.sent += 1
-
-
-cdef inline void put_descriptor(
-    xdp_port *x, uint64_t address, uint32_t length, uint32_t options
-) noexcept nogil:
-    cdef xdp_desc *d = &(<xdp_desc *>x.tx.entries)[x.tx.mine & x.tx.mask]
-    d.addr = address
-    d.len = length
-    d.options = options
-    x.tx.mine += 1
-    x.descriptors_out += 1
-
-
-cdef inline void count_in_place(xdp_port *x, uint32_t count) noexcept nogil:
-    if x.zero_copy:
-        x.base.pair.counters.tx.zero_copy_frames += count
-    else:
-        x.base.pair.counters.tx.direct_frames += count
-
-
-cdef inline void put_pieces(xdp_port *x, uint16_t head, uint32_t first, uint32_t end) noexcept nogil:
-    """One descriptor a piece. The address is split into base and offset so that the offset is the head."""
-    cdef uint64_t address
-    cdef uint32_t i
-    for i in range(first, end):
-        address = <uint64_t>(x.pieces[i].data - x.base.pair.window.base) - x.umem
-        put_descriptor(x, (address - head) | <uint64_t>head << OFFSET_SHIFT, x.pieces[i].length,
-                       XDP_PKT_CONTD if i + 1 < end else 0)
-    x.pieces_left[head] = end - first
+    # Of a virtio_net_hdr's first two bytes: gso_type, flags.
+    OFFLOAD_FLAGS = 0xFF00 | VIRTIO_NET_HDR_F_NEEDS_CSUM
 
 
 cdef uint8_t why_copy(const xdp_port *x, uint32_t count, uint32_t length) noexcept nogil:
@@ -124,39 +90,22 @@ cdef uint8_t why_copy(const xdp_port *x, uint32_t count, uint32_t length) noexce
     return COPY_NOT
 
 
-cdef uint32_t gather(xdp_port *x, uint8_t *to, uint32_t length) noexcept nogil:
-    """Copy the frame's first `length` bytes; its pieces are what remains, from the returned one on."""
-    cdef uint32_t i = 0
-    cdef uint32_t part
-    while length:
-        part = min(x.pieces[i].length, length)
-        memcpy(to, x.pieces[i].data, part)
-        to += part
-        length -= part
-        x.pieces[i].data += part
-        x.pieces[i].length -= part
-        if x.pieces[i].length == 0:
-            i += 1
-    return i
-
-
 cdef bint send_copied(xdp_port *x, uint16_t head, uint32_t count, uint32_t copied) noexcept nogil:
-    """Send a frame whose first `copied` bytes are copied to a bounce frame, and the rest is not.
+    """Send a frame whose first `copied` bytes are copied to bounce frames, and the rest is not.
 
     Returns False, and nothing is sent, if they name another sender than the guest. That is looked at in
     the copy, which the guest can no longer change.
     """
-    cdef pair_counters *counters = x.base.pair.counters
-    cdef uint32_t frame = x.free_frames[x.free_count - 1]
-    cdef uint64_t address = frame_address(x, frame)
-    cdef uint8_t *to = x.base.pair.window.base + x.umem + address
-    cdef uint32_t first = gather(x, to, copied)
-    if x.check_source and memcmp(to + SOURCE_ADDRESS, x.source, sizeof(x.source)):
-        return False
-    x.free_count -= 1
-    x.frames_out[frame] = 1
-    counters.tx.copied_bytes += copied
-    put_descriptor(x, address, copied, XDP_PKT_CONTD if first < count else 0)
+    cdef uint8_t *to = next_bounce_frame(x)
+    cdef uint32_t filled = 0
+    cdef uint32_t first = 0
+    if x.check_source:
+        filled = min(copied, <uint32_t>HEADER_COPY)
+        first = gather(x, 0, to, filled)
+        if memcmp(to + SOURCE_ADDRESS, x.source, sizeof(x.source)):
+            return False
+        x.base.pair.counters.tx.copied_bytes += filled
+    first = put_copied(x, first, count, filled, copied - filled)
     if first < count:
         put_pieces(x, head, first, count)
     else:
@@ -205,16 +154,13 @@ cdef void wake_sender(xdp_port *x) noexcept nogil:
 
 cdef void drop_all(xdp_port *x, burst *frames) noexcept nogil:
     """The interface is down or gone: the guest's frames have nowhere to go, its buffers are given back."""
+    if x.segmenting:
+        abandon_segments(x, DROP_PORT)
+        frames.first += 1
     while frames.first < frames.end and x.sent < BURST_CHAINS:
         x.base.pair.counters.tx.drops[DROP_PORT] += 1
         return_sent(x, frames.chains[frames.first].head)
         frames.first += 1
-
-
-cdef inline uint32_t frames_owed(const xdp_port *x) noexcept nogil:
-    """How many bounce frames sending must leave, so that the kernel never has too few buffers."""
-    cdef uint32_t posted = x.chains_posted + x.spare_posted
-    return x.reserve - posted if posted < x.reserve else 0
 
 
 cdef int submit_pieces(
@@ -224,10 +170,14 @@ cdef int submit_pieces(
     cdef pair_context *pair = x.base.pair
     cdef uint32_t length = c.length - pair.header_size
     cdef uint32_t count = frame_pieces(pair, frames, c, x.pieces, BURST_SEGMENTS)
-    cdef uint8_t copy = why_copy(x, count, length)
-    cdef bint bounce = copy != COPY_NOT or x.copy_headers
-    cdef uint32_t needed = bounce + (count if copy == COPY_NOT else 0)
-    if space[0] < needed or bounce and x.free_count <= frames_owed(x):
+    cdef uint32_t needed, frames_needed
+    cdef uint8_t copy
+    if length > x.chunk:
+        count = split_pieces(x, count)
+    copy = why_copy(x, count, length)
+    frames_needed = frames_to_copy(x, length) if copy != COPY_NOT else 1 if x.copy_headers else 0
+    needed = frames_needed + (count if copy == COPY_NOT else 0)
+    if space[0] < needed or frames_needed > free_to_send(x):
         return NO_SPACE
     if not send(x, c.head, count, length, copy):
         return DROP_SOURCE_ADDRESS
@@ -246,10 +196,10 @@ cdef inline uint32_t send_plain(xdp_port *x, burst *frames, uint32_t most) noexc
     cdef pair_context *pair = x.base.pair
     cdef const uint8_t *base = pair.window.base
     cdef const uint8_t *joined = pair.window.joined if x.zero_copy else NULL
-    cdef uint8_t *pieces_left = x.pieces_left
+    cdef uint32_t *pieces_left = x.pieces_left
     cdef uint64_t umem = x.umem
     cdef uint32_t header_size = pair.header_size
-    cdef uint32_t longest = x.longest_frame
+    cdef uint32_t longest = min(x.longest_frame, x.chunk)
     cdef xdp_desc *descriptors = <xdp_desc *>x.tx.entries
     cdef uint32_t mask = x.tx.mask
     cdef uint32_t position = x.tx.mine
@@ -295,9 +245,15 @@ cdef int submit_other(xdp_port *x, const burst *frames, uint32_t *space) noexcep
     """Send or drop the frame at the burst's front, whatever it is; returns NO_SPACE if it has to wait."""
     cdef const chain *c = &frames.chains[frames.first]
     cdef net_header header
-    cdef int reason = check_sent_frame(x.base.pair, frames, c, x.longest_frame, &header)
+    cdef int reason
+    if x.segmenting:
+        return send_segments(x, space)
+    reason = check_sent_frame(x.base.pair, frames, c, x.longest_frame, &header)
     if reason == GOOD_FRAME:
-        reason = submit_pieces(x, frames, c, space)
+        if header.flags or header.gso_type:
+            reason = submit_segments(x, frames, c, &header, space)
+        else:
+            reason = submit_pieces(x, frames, c, space)
     if reason >= 0:
         x.base.pair.counters.tx.drops[reason] += 1
         return_sent(x, c.head)
@@ -313,11 +269,13 @@ cdef void xdp_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     if self.gone or x.down:
         drop_all(x, frames)
     while frames.first < frames.end and x.sent < BURST_CHAINS:
-        space -= send_plain(x, frames, space)
+        if not x.segmenting:
+            space -= send_plain(x, frames, space)
         if frames.first < frames.end:
             if submit_other(x, frames, &space) == NO_SPACE:
                 break
             frames.first += 1
+    self.under_way = x.segmenting
     ring_submit(x.tx)
     wake_sender(x)
 
@@ -328,7 +286,7 @@ cdef void return_unsent(xdp_port *x) noexcept nogil:
     for head in range(x.base.pair.tx.size):
         if x.pieces_left[head] and x.sent < BURST_CHAINS:
             x.pieces_left[head] = 0
-            x.base.pair.counters.tx.drops[DROP_UNSENT] += 1
+            x.base.pair.counters.tx.drops[DROP_UNSENT] += head != x.abandoned_head
             return_sent(x, head)
     x.descriptors_out = 0
 
@@ -346,6 +304,8 @@ cdef void complete(xdp_port *x, uint64_t address) noexcept nogil:
         x.pieces_left[head] -= 1
         if x.pieces_left[head] == 0:
             return_sent(x, head)
+            if head == x.abandoned_head:
+                x.abandoned_head = NO_HEAD
     else:
         x.base.pair.counters.tx.drops[DROP_UNEXPECTED_PLACE] += 1
         return
@@ -355,7 +315,7 @@ cdef void complete(xdp_port *x, uint64_t address) noexcept nogil:
 cdef inline void collect_sent(xdp_port *x) noexcept nogil:
     """Read completions, up to a burst of chains."""
     cdef const uint64_t *entries = <const uint64_t *>x.completion.entries
-    cdef uint8_t *pieces_left = x.pieces_left
+    cdef uint32_t *pieces_left = x.pieces_left
     cdef uint64_t bounce = x.bounce
     cdef uint32_t mask = x.completion.mask
     cdef uint32_t position = x.completion.mine
@@ -380,6 +340,8 @@ cdef inline void collect_sent(xdp_port *x) noexcept nogil:
         position += 1
         waiting -= 1
     x.sent = sent
+    if x.segmenting and position != x.completion.mine:
+        x.base.progress = True      # there is room for more
     x.completion.mine = position
     ring_release(x.completion)
 
@@ -404,13 +366,22 @@ cdef void xdp_drain(port_interface *self) noexcept nogil:
     """Wait until what was submitted has left, so that its buffers can be returned as used."""
     cdef xdp_port *x = <xdp_port *>self
     cdef timespec start, now
+    cdef uint32_t space
     clock_gettime(CLOCK_MONOTONIC, &start)
-    while ring_waiting(x.completion) < min(x.descriptors_out, x.completion.size):
+    while x.segmenting or ring_waiting(x.completion) < min(x.descriptors_out, x.completion.size):
         wake_sender(x)
         if self.gone or x.down:
-            return
+            break
         # ring_waiting looks at the kernel's index only when it believes that nothing waits.
         x.completion.theirs = load_acquire_u32(x.completion.producer)
+        if x.segmenting:
+            if x.sent < BURST_CHAINS:
+                collect_sent(x)
+            space = ring_space(x.tx, BURST_CHAINS)
+            send_segments(x, &space)
+            ring_submit(x.tx)
         clock_gettime(CLOCK_MONOTONIC, &now)
         if (now.tv_sec - start.tv_sec) * 1000000000 + now.tv_nsec - start.tv_nsec > DRAIN_NS:
-            return
+            break
+    if x.segmenting:
+        abandon_segments(x, DROP_UNSENT)

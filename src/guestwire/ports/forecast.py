@@ -16,7 +16,7 @@ from guestwire.host.steering import Steering
 from guestwire.ports import geometry
 from guestwire.ports.modes import Facts, Mode, Obstacle, plans
 from guestwire.ports.pinning import pinning_obstacle, window_bytes
-from guestwire.ports.xdp import BOUNCE_FRAMES
+from guestwire.ports.xdp_facts import BOUNCE_FRAMES
 from guestwire.sizes import format_size
 
 

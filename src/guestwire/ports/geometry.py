@@ -18,6 +18,10 @@ SMALLEST_CHUNK = 2048
 KERNEL_HEADROOM = 256
 ETHERNET_AND_VLAN = 18
 ZERO_COPY_SLACK = 26  # the kernel binds in zero-copy mode only if MTU + 26 bytes fit
+LARGEST_MTU = 9216  # where frames may lie in several buffers: what switches call jumbo frames
+# Linux guests' smallest mergeable buffers: an Ethernet frame of MTU 1,500 with a VLAN tag, and the header.
+MERGEABLE_ROOM = 1518
+NO_BUFFER_HAS = 1 << 16  # bytes of room: the guest's own buffers are never posted
 TAIL_RESERVE = 448  # Linux 7.2 wants this much of a chunk behind the headroom
 
 
@@ -31,6 +35,7 @@ class Geometry:
         writable: bytes that the kernel or the NIC may write.
         room_needed: bytes behind its virtio_net_hdr that a guest's buffer must have.
         longest_frame: bytes of the largest frame that is sent or received.
+        several_buffers: whether a received frame may lie in several buffers.
     """
 
     chunk: int
@@ -38,6 +43,7 @@ class Geometry:
     writable: int
     room_needed: int
     longest_frame: int
+    several_buffers: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,9 +75,13 @@ def known(driver: str | None) -> Driver:
     return _DRIVERS.get(driver or "", _UNKNOWN_DRIVER)
 
 
-def largest_mtu() -> int:
-    """Return the largest MTU whose frames fit in one chunk, in bytes."""
-    return LARGEST_CHUNK - KERNEL_HEADROOM - ETHERNET_AND_VLAN
+def largest_mtu(*, multi_buffer: bool) -> int:
+    """Return the largest MTU that a port serves, in bytes.
+
+    Args:
+        multi_buffer: whether the kernel lets frames lie in several buffers. Else each fits in one chunk.
+    """
+    return LARGEST_MTU if multi_buffer else LARGEST_CHUNK - KERNEL_HEADROOM - ETHERNET_AND_VLAN
 
 
 def largest_zero_copy_mtu(driver: str | None) -> int:
@@ -84,9 +94,17 @@ def _geometry(chunk: int, writable: int, longest: int, room_needed: int) -> Geom
     return Geometry(chunk, chunk - KERNEL_HEADROOM - writable, writable, room_needed, longest)
 
 
-def copy_mode(mtu: int) -> Geometry:
-    """Return the geometry for copy mode: the kernel writes no byte more than the frame has."""
+def copy_mode(mtu: int, *, mergeable: bool = False) -> Geometry:
+    """Return the geometry for copy mode: the kernel writes no byte more than the frame has.
+
+    A frame that does not fit in one chunk goes over several mergeable buffers of the guest, or else over
+    several bounce frames.
+    """
     longest = mtu + ETHERNET_AND_VLAN
+    if longest > LARGEST_CHUNK - KERNEL_HEADROOM:
+        writable = MERGEABLE_ROOM if mergeable else LARGEST_CHUNK - KERNEL_HEADROOM
+        geometry = _geometry(LARGEST_CHUNK, writable, longest, writable if mergeable else NO_BUFFER_HAS)
+        return dataclasses.replace(geometry, several_buffers=True)
     writable = max(longest, TAIL_RESERVE)
     return _geometry(LARGEST_CHUNK, writable, longest, writable)
 

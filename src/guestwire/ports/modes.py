@@ -45,6 +45,7 @@ class Facts:
         pinning: what stands against pinning the guest's memory, if anything does.
         huge_pages: the guest's memory is, as a device sees it, in pieces much larger than a frame.
         trust_mtu: no frame longer than the interface's MTU allows ever comes from the wire.
+        mergeable: the guest takes a frame over several buffers (VIRTIO_NET_F_MRG_RXBUF).
     """
 
     interface: Interface
@@ -55,6 +56,7 @@ class Facts:
     pinning: Obstacle | None = None
     huge_pages: bool = True
     trust_mtu: bool = False
+    mergeable: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def _geometry(mode: Mode, facts: Facts) -> Geometry:
         )
         assert lies is not None, "an MTU too large is an obstacle"
         return lies
-    return geometry.copy_mode(interface.mtu)
+    return geometry.copy_mode(interface.mtu, mergeable=facts.mergeable and mode == "direct")
 
 
 def _obstacle(mode: Mode, facts: Facts) -> Obstacle | None:

@@ -127,7 +127,12 @@ class Registration:
         zero_copy = self.plan.mode == "zero-copy"
         while True:
             try:
-                self.socket.bind(interface_index=interface_index, queue=self._queue, zero_copy=zero_copy)
+                self.socket.bind(
+                    interface_index=interface_index,
+                    queue=self._queue,
+                    zero_copy=zero_copy,
+                    several_buffers=self.plan.geometry.several_buffers,
+                )
                 return
             except XdpSocketError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:

@@ -18,7 +18,6 @@ import guestwire.datapath.port
 from guestwire.datapath.window import Window
 from guestwire.datapath.xdp import XdpPort
 from guestwire.errors import GuestwireError, HostError
-from guestwire.host import ethtool
 from guestwire.host.address_filter import AddressFilter
 from guestwire.host.announce import send_rarp
 from guestwire.host.capabilities import AfXdpSupport, af_xdp_support
@@ -29,23 +28,23 @@ from guestwire.host.checks.interface import (
     check_link,
     check_mtu,
     check_vlan,
+    hands_over_unfinished_checksums,
 )
 from guestwire.host.flow_steering import FlowSteering
 from guestwire.host.interface import Interface
 from guestwire.host.netlink import wait_until_released
 from guestwire.host.privileges import Capability, permission_error
-from guestwire.host.steering import Steering
 from guestwire.host.xdp_program import REQUIRED_CAPABILITIES, XdpProgram
 from guestwire.ports import geometry, modes
 from guestwire.ports.base import Port, PortStatus
 from guestwire.ports.budget import GuestBudget
-from guestwire.ports.modes import MODES, Facts, Obstacle, Plan
+from guestwire.ports.modes import MODES, Plan
 from guestwire.ports.registration import (
     RELEASE_SECONDS,
     QueueBusyError,
     Registration,
-    contiguous_share,
 )
+from guestwire.ports.xdp_facts import BOUNCE_FRAMES, buffers_needed, gather, rx_ring_size, why_copies
 from guestwire.ports.xdp_options import XdpOptions
 from guestwire.virtio.features import Feature
 
@@ -54,16 +53,6 @@ log = logging.getLogger(__name__)
 LONGEST_RELEASE_SECONDS = 0.25
 RING_ENTRIES = 2048  # of each AF_XDP ring, unless a virtqueue is larger
 MOST_PIECES = 17  # of a sent frame in copy mode: the kernel takes 18 descriptors
-BOUNCE_FRAMES = 1024
-SEND_FRAMES = 64  # bounce frames that are kept for sending (datapath/xdp.pxd, SEND_RESERVE)
-
-# For drivers whose fill ring must never run dry. While the worker is not there to look, the NIC takes a new
-# buffer for each frame until the rx ring is full, so what must be posted beyond the NIC's own ring is a
-# full rx ring: the smaller it is, the fewer.
-SHORT_RX_ENTRIES = 128
-FILL_MARGIN = 64  # the driver refills in batches of up to so many
-
-HUGE_SHARE = 0.99  # of borders between pages that a frame may cross: memory is in large pieces
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +99,7 @@ class XdpControl:
         self.max_queue_pairs = 64
         self.bounce_frames = RING_ENTRIES if options.mode == "bounce" else BOUNCE_FRAMES
         self.mtu = 0
-        self.offloads = Feature(0)
+        self.offloads = options.features
         self._interface: Interface | None = None
         self._gone = False
         self._program: XdpProgram | None = None
@@ -135,18 +124,23 @@ class XdpControl:
         queues = range(self.options.queue, self.options.queue + queue_pairs)
         for queue in queues:
             interface.require_queue(queue)
+        self._multi_buffer = self._require_sockets()
         require(
             check_link(interface),
             check_default_route(interface),
-            check_mtu(interface, geometry.largest_mtu()),
+            check_mtu(interface, self._largest_mtu),
         )
         self._interface, self._gone, self._queues = interface, False, queues
         self.mtu = interface.mtu
-        self._multi_buffer = self._require_sockets()
         if self.options.steer is not None:
             self._steering = FlowSteering(interface, queues, self.options.steer)
         if self._program is None:
-            self._program = XdpProgram.attach(interface.index, queues.stop)
+            self._program = XdpProgram.attach(
+                interface.index,
+                queues.stop,
+                # Software interfaces let their MTU be raised as long as the program accepts any frame.
+                multi_buffer=self._multi_buffer and (interface.kind is not None or self._spans(interface)),
+            )
         steer = self.options.steer
         self._filter = AddressFilter(self.name, interface.index, _octets(steer) if steer else None)
         if self._program.mode_reason:
@@ -161,6 +155,14 @@ class XdpControl:
             after = self.options.queue + len(port._queues)
             if after <= port._queues.stop:
                 self._program, port._program = port._program, None
+
+    @property
+    def _largest_mtu(self) -> int:
+        return geometry.largest_mtu(multi_buffer=self._multi_buffer)
+
+    @staticmethod
+    def _spans(interface: Interface) -> bool:
+        return geometry.copy_mode(interface.mtu).several_buffers
 
     def _require_sockets(self) -> bool:
         """Make sure that AF_XDP sockets can be made; return whether they know multi-buffer frames."""
@@ -197,10 +199,12 @@ class XdpControl:
         if (earlier := self._prepared.pop(pair, None)) is not None:
             earlier.registration.close()
         with contextlib.suppress(GuestwireError):
-            plans = self._plans(window)
+            plans = self._plans(window, features)
             self._prepared[pair] = _Prepared(plans, self._register(pair, window, plans[0], queue_size))
 
-    def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> guestwire.datapath.port.Port:
+    def attach(
+        self, pair: int, window: Window, queue_size: int, features: Feature
+    ) -> guestwire.datapath.port.Port:
         """Bind a socket for the queue pair in the best mode there is.
 
         Raises:
@@ -211,7 +215,7 @@ class XdpControl:
         if prepared is not None and prepared.registration.window is not window:
             prepared.registration.close()
             prepared = None
-        plans = self._plans(window) if prepared is None else prepared.plans
+        plans = self._plans(window, features) if prepared is None else prepared.plans
         failures: list[str] = []
         while True:
             plan = plans.pop(0)
@@ -230,9 +234,9 @@ class XdpControl:
                     raise
                 failures.append(f"{plan.mode}: {error}")
         try:
-            reserve = self._reserve() if self._never_starve(registration.plan) else 0
+            reserve = buffers_needed(self._interface, registration.plan)
             port = self._port(pair, window, registration, reserve)
-            note = self._note(registration, queue_size, reserve)
+            note = why_copies(self._interface, registration, queue_size, reserve)
         except BaseException:
             registration.close()
             raise
@@ -257,6 +261,7 @@ class XdpControl:
             raise
 
     def _register(self, pair: int, window: Window, plan: Plan, queue_size: int) -> Registration:
+        assert self._interface is not None
         entries = max(RING_ENTRIES, queue_size)
         return Registration(
             window,
@@ -264,12 +269,14 @@ class XdpControl:
             self.name,
             self._queues[pair],
             ring_size=entries,
-            rx_size=SHORT_RX_ENTRIES if self._never_starve(plan) else entries,
+            rx_size=rx_ring_size(self._interface, plan) or entries,
             budget=self._budget,
             released_at=self._closed_at,
         )
 
     def _port(self, pair: int, window: Window, registration: Registration, reserve: int) -> XdpPort:
+        assert self._interface is not None
+        assert self._program is not None
         plan, source = registration.plan, self.options.source
         return XdpPort(
             registration.socket,
@@ -283,66 +290,19 @@ class XdpControl:
             reserve=reserve,
             copy_headers=self.options.copies_headers,
             source=None if source is None else _octets(source),
+            several_buffers=plan.geometry.several_buffers,
+            finish_checksums=plan.mode != "zero-copy"
+            and hands_over_unfinished_checksums(self._interface, self._program.mode == "generic"),
+            merge=self.options.gro,
+            in_place_from=0 if self.options.payload == "in-place" else plan.geometry.chunk + 1,
         )
 
-    def _plans(self, window: Window) -> list[Plan]:
+    def _plans(self, window: Window, features: Feature) -> list[Plan]:
         assert self._interface is not None
         assert self._program is not None
-        require(check_mtu(self._interface, geometry.largest_mtu()))
-        facts = Facts(
-            interface=self._interface,
-            generic_reason="" if self._program.mode == "native" else self._program.mode_reason,
-        )
-        if self.options.mode in {"auto", "zero-copy"} and modes.zero_copy_obstacle(facts) is None:
-            steering = Steering.read(self._interface)
-            facts = dataclasses.replace(
-                facts,
-                shared_reason=None if self.options.shared else steering.why_shared(self._queues),
-                shared_remedy=steering.remedy(self._queues),
-                starving=self._starving(),
-                huge_pages=contiguous_share(window) >= HUGE_SHARE,
-                trust_mtu=self.options.trust_mtu,
-            )
+        require(check_mtu(self._interface, self._largest_mtu))
+        facts = gather(self._interface, self._program, self.options, self._queues, window, features)
         return modes.plans(self.options.mode, facts)
-
-    def _never_starve(self, plan: Plan) -> bool:
-        assert self._interface is not None
-        return plan.mode == "zero-copy" and geometry.known(self._interface.driver).repeats_when_starved
-
-    def _reserve(self) -> int:
-        """How many buffers a driver must have that may never run out of them."""
-        return (ethtool.receive_ring_size(self.name) or 0) + SHORT_RX_ENTRIES + FILL_MARGIN
-
-    def _starving(self) -> Obstacle | None:
-        """Say why a driver that may never run out of buffers could."""
-        assert self._interface is not None
-        if not geometry.known(self._interface.driver).repeats_when_starved:
-            return None
-        ring = ethtool.receive_ring_size(self.name)
-        if ring is not None and self._reserve() <= BOUNCE_FRAMES - SEND_FRAMES:
-            return None
-        return Obstacle(
-            f"driver {self._interface.driver} must never run out of buffers, and its ring has "
-            f"{'an unknown number' if ring is None else ring} of them",
-            f"ethtool -G {self.name} rx 256",
-        )
-
-    def _note(self, registration: Registration, queue_size: int, reserve: int) -> str:
-        """Say what keeps frames from going in zero copy although the mode is."""
-        assert self._interface is not None
-        plan = registration.plan
-        notes = []
-        if plan.mode == "zero-copy" and plan.geometry.chunk < geometry.LARGEST_CHUNK:
-            notes.append(
-                f"the guest's memory lies in scattered pages, {registration.share:.0%} of the borders "
-                "between them can be crossed: give it huge pages"
-            )
-        if queue_size < reserve:
-            notes.append(
-                f"driver {self._interface.driver} must always have {reserve} buffers, the guest's ring has "
-                f"{queue_size}, so received frames are copied: start the guest with rx_queue_size=1024"
-            )
-        return "; ".join(notes)
 
     def resume(self, pair: int) -> None:
         """Send the queue's frames to the socket."""
@@ -453,10 +413,14 @@ class XdpControl:
             self._interface = dataclasses.replace(self._interface, up=False, carrier=False)
             return False
         self._interface, self.name = interface, interface.name
-        starved = any(one.reserve and self._reserve() > one.reserve for one in self._attached.values())
+        starved = any(
+            buffers_needed(interface, one.plan) > one.reserve
+            for one in self._attached.values()
+            if one.reserve
+        )
         if self._interface.mtu == self.mtu:
             return starved
-        mtu_fits = check_mtu(self._interface, geometry.largest_mtu())
+        mtu_fits = check_mtu(self._interface, self._largest_mtu)
         if mtu_fits.status is Status.PROBLEM:
             log.warning("%s: MTU %s: %s; %s", self.name, mtu_fits.found, mtu_fits.meaning, mtu_fits.remedy)
             # Without that trust, all buffers hold what the NIC may write, whatever the MTU.

@@ -6,8 +6,26 @@ import dataclasses
 from typing import Literal
 
 from guestwire.ports.modes import Mode
+from guestwire.virtio.features import Feature
 
 Headers = Literal["auto", "in-place", "copied"]
+Offloads = Literal["auto", "yes", "no"]
+Payload = Literal["auto", "in-place"]
+
+_SENDING = (
+    Feature.VIRTIO_NET_F_CSUM
+    | Feature.VIRTIO_NET_F_HOST_TSO4
+    | Feature.VIRTIO_NET_F_HOST_TSO6
+    | Feature.VIRTIO_NET_F_HOST_ECN
+    | Feature.VIRTIO_NET_F_HOST_USO
+    | Feature.VIRTIO_NET_F_GUEST_CSUM
+)
+_MERGING = (
+    Feature.VIRTIO_NET_F_GUEST_CSUM
+    | Feature.VIRTIO_NET_F_GUEST_TSO4
+    | Feature.VIRTIO_NET_F_GUEST_TSO6
+    | Feature.VIRTIO_NET_F_GUEST_ECN
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +44,12 @@ class XdpOptions:
         headers: send frames ``in-place``, or their first 128 bytes ``copied``; ``auto`` copies if they are
             looked at.
         source: the only address that the guest may send from; None for any.
+        offloads: let the guest leave checksums and segmentation to us; ``auto`` does so unless zero-copy
+            mode is asked for by name, because such frames are copied there.
+        payload: send the payload of segments ``in-place``, from the guest's pages, where the kernel takes a
+            frame in several pieces; ``auto`` copies what then fits in one piece, which the kernel is faster
+            with, because it copies each piece of a frame to a page of its own.
+        gro: merge received segments of one flow for a guest that takes large frames.
     """
 
     queue: int = 0
@@ -35,8 +59,21 @@ class XdpOptions:
     trust_mtu: bool = False
     headers: Headers = "auto"
     source: str | None = None
+    offloads: Offloads = "auto"
+    payload: Payload = "auto"
+    gro: bool = False
 
     @property
     def copies_headers(self) -> bool:
         """Whether frames are sent with copied headers."""
         return self.headers == "copied" or (self.headers == "auto" and self.source is not None)
+
+    @property
+    def features(self) -> Feature:
+        """What the guest is offered on account of the port."""
+        offered = Feature(0)
+        if self.offloads == "yes" or (self.offloads == "auto" and self.mode != "zero-copy"):
+            offered |= _SENDING
+        if self.gro:
+            offered |= _MERGING
+        return offered

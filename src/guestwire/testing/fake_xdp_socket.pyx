@@ -185,7 +185,7 @@ cdef class FakeXdpSocket(XdpSocket):
             self._require_chunk(base_address(address))
         return addresses
 
-    def deliver(self, address, frame, *, offset=None, before=b""):
+    def deliver(self, address, frame, *, offset=None, before=b"", continued=False):
         """Write a frame `offset` bytes behind `address` and put it on the rx ring.
 
         Args:
@@ -193,13 +193,14 @@ cdef class FakeXdpSocket(XdpSocket):
             frame: the frame's bytes.
             offset: where in the buffer, by default 256 bytes and the headroom: where a kernel puts it.
             before: what a NIC leaves right before the frame: virtio_net its own header.
+            continued: the frame goes on in the next buffer.
 
         Raises:
             ValueError: it does not fit in the registered memory, or the rx ring is full.
         """
         cdef uint64_t shift = self._frame_offset(offset)
         self.write(address + shift - len(before), bytes(before) + bytes(frame))
-        self.describe(address, len(frame), offset=shift)
+        self.describe(address, len(frame), offset=shift, options=XDP_PKT_CONTD if continued else 0)
 
     def describe(self, address, length, *, offset=None, options=0):
         """Put a descriptor on the rx ring, whatever it says, and write nothing else.

@@ -31,6 +31,7 @@ class Wire:
         queues: receive queues and transmit queues of each end.  Linux attaches an XDP program to a
             veth only if it has at least as many receive queues as the other end has transmit
             queues; with equal numbers it always can.
+        complete_checksums: the peer computes the checksums of what it sends, which a veth need not.
 
     Raises:
         HostError: we may not make network namespaces.
@@ -42,7 +43,7 @@ class Wire:
     guest_address = "192.0.2.2"
     prefix_length = 24
 
-    def __init__(self, mtu: int = 1500, queues: int = 1) -> None:
+    def __init__(self, mtu: int = 1500, queues: int = 1, *, complete_checksums: bool = True) -> None:
         self.far = Namespace("far")
         try:
             self.near = Namespace("near")
@@ -51,6 +52,8 @@ class Wire:
             raise
         try:
             self._connect(mtu, queues)
+            if complete_checksums:
+                self.far.call(self._complete_checksums)
         except BaseException:
             self.remove()
             raise
@@ -71,11 +74,9 @@ class Wire:
         with self.near.netlink() as netlink:
             (index,) = netlink.link_lookup(ifname=self.interface)
             netlink.link("set", index=index, state="up")
-        self.far.call(self._complete_checksums)
 
     def _complete_checksums(self) -> None:
-        # A veth leaves the checksum to a receiver that will never need it, since it trusts the
-        # sender.  A guest behind an AF_XDP socket is not told, and would drop such frames.
+        # A veth leaves the checksum to a receiver that will never need it, since it trusts the sender.
         value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, 0))
         request = struct.pack("16sP16x", self.peer_interface.encode(), ctypes.addressof(value))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:

@@ -31,7 +31,7 @@ def run(
 
     def diagnose(findings: Findings, largest_mtu: int, queue_pairs: int) -> list[Check]:
         assert findings.host is HOST
-        assert largest_mtu == geometry.largest_mtu()
+        assert largest_mtu == geometry.largest_mtu(multi_buffer=bool(HOST.af_xdp_multi_buffer))
         assert queue_pairs == (2 if "--queues" in arguments else 1)
         return list(checks)
 

@@ -34,7 +34,8 @@ class XdpMachine:
         mergeable, header_size: as the guest negotiated.
         size: entries of each of the guest's rings. socket_ring: of each of the socket's.
         bounce_frames: how many the port has.
-        most_pieces, reserve, copy_headers, source: of the port.
+        most_pieces, reserve, copy_headers, source, finish_checksums, merge: of the port.
+        mtu: of the interface. offloads: features that the guest accepted.
     """
 
     def __init__(
@@ -51,12 +52,17 @@ class XdpMachine:
         reserve: int = 0,
         copy_headers: bool = False,
         source: bytes | None = None,
+        mtu: int = MTU,
+        offloads: int = 0,
+        finish_checksums: bool = False,
+        merge: bool = False,
     ) -> None:
         self.mode = mode
         self.mergeable, self.header_size = mergeable, header_size
         self.socket_ring, self.bounce_frames = socket_ring, bounce_frames
         self.most_pieces, self.reserve, self.copy_headers = most_pieces, reserve, copy_headers
         self.source = source
+        self.mtu, self.offloads, self.finish_checksums, self.merge = mtu, offloads, finish_checksums, merge
         fd = os.memfd_create("guest")
         os.ftruncate(fd, SIZE)
         self.window = Window([(GUEST_BASE, 0x7F0000000000, SIZE, fd, 0)], bounce_frames=bounce_frames)
@@ -73,9 +79,9 @@ class XdpMachine:
     def attach(self) -> None:
         """Put the rings on a new socket, from where they are."""
         self.geometry = (
-            geometry.zero_copy_mode(MTU, DRIVER, trust_mtu=True)
+            geometry.zero_copy_mode(self.mtu, DRIVER, trust_mtu=True)
             if self.mode == "zero-copy"
-            else geometry.copy_mode(MTU)
+            else geometry.copy_mode(self.mtu, mergeable=self.mergeable and self.mode == "direct")
         )
         assert self.geometry is not None
         self.socket = FakeXdpSocket(
@@ -96,6 +102,9 @@ class XdpMachine:
             reserve=self.reserve,
             copy_headers=self.copy_headers,
             source=self.source,
+            several_buffers=self.geometry.several_buffers,
+            finish_checksums=self.finish_checksums,
+            merge=self.merge,
         )
         self.pair = QueuePair(
             self.window,
@@ -105,6 +114,7 @@ class XdpMachine:
             counters=self.counters,
             mergeable=self.mergeable,
             header_size=self.header_size,
+            offloads=self.offloads,
         )
         self.pair.enable(rx=True, tx=True)
 
@@ -140,10 +150,10 @@ class XdpMachine:
         """Offer the receive buffer of this number; return the chain's head."""
         return self.rx.offer((receive_address(number), length))
 
-    def offer_frame(self, number: int, frame: bytes, *, offset: int = 0) -> int:
+    def offer_frame(self, number: int, frame: bytes, *, offset: int = 0, header: bytes = b"") -> int:
         """Send a frame from one buffer, `offset` bytes into the one of this number; return its head."""
         address = SEND + BUFFER_SPACING * number + offset
-        self.write(address, bytes(self.header_size) + frame)
+        self.write(address, header.ljust(self.header_size, b"\0") + frame)
         return self.tx.offer((address, self.header_size + len(frame)))
 
     # --- the worker ----------------------------------------------------------------------------------

@@ -140,6 +140,9 @@ MACHINE = [
     ),
     (machine.check_kvm, {}, Status.OK, "usable"),
     (machine.check_kvm, {"kvm": Kvm(False, "no /dev/kvm")}, Status.WARNING, "no /dev/kvm"),
+    (machine.check_tap, {}, Status.OK, "usable"),
+    (machine.check_tap, {"capabilities": frozenset()}, Status.OK, "usable without CAP_NET_ADMIN"),
+    (machine.check_tap, {"tap_reason": "/dev/net/tun: gone"}, Status.WARNING, "/dev/net/tun: gone"),
 ]
 
 INTERFACE = [
@@ -169,17 +172,20 @@ INTERFACE = [
     (interface.check_iommu, {}, Status.OK, "identity"),
     (interface.check_iommu, {"iommu_group_type": None}, Status.OK, "none in the way"),
     (interface.check_iommu, {"iommu_group_type": "DMA-FQ"}, Status.WARNING, "iommu.passthrough=1"),
-    (interface.check_checksum, {}, Status.OK, "not a veth"),
-    (interface.check_checksum, {"peer": PEER}, Status.OK, "computes checksums"),
+    (interface.check_checksum, {}, Status.OK, "computed before"),
+    (interface.check_checksum, {"kind": "tun"}, Status.OK, "guestwire computes them"),
+    (interface.check_checksum, {"driver": "vif"}, Status.OK, "guestwire computes them"),
+    (interface.check_checksum, {"xdp": GENERIC_ONLY}, Status.OK, "guestwire computes them"),
+    (interface.check_checksum, {"kind": "veth", "peer": PEER}, Status.OK, "far0 computes checksums"),
     (
         interface.check_checksum,
-        {"peer": dataclasses.replace(PEER, transmit_checksum_offload=True)},
+        {"kind": "veth", "peer": dataclasses.replace(PEER, transmit_checksum_offload=True)},
         Status.WARNING,
         "ip netns exec far ethtool -K far0 tx off",
     ),
     (
         interface.check_checksum,
-        {"peer": dataclasses.replace(PEER, transmit_checksum_offload=None, namespace=None)},
+        {"kind": "veth", "peer": dataclasses.replace(PEER, transmit_checksum_offload=None, namespace=None)},
         Status.WARNING,
         "not visible",
     ),
@@ -221,6 +227,20 @@ def test_mtu(mtu: int, status: Status, remedy: str | None) -> None:
     check = interface.check_mtu(nic(mtu=mtu), 3822)
     assert check.status is status
     assert check.remedy == remedy
+
+
+@pytest.mark.parametrize(
+    ("changes", "generic", "unfinished"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"kind": "veth", "peer": PEER}, False, True),
+        ({"kind": "tun"}, False, True),
+        ({"driver": "vif"}, False, True),
+    ],
+)
+def test_unfinished_checksums(changes: dict[str, Any], generic: bool, unfinished: bool) -> None:
+    assert interface.hands_over_unfinished_checksums(nic(**changes), generic) is unfinished
 
 
 def test_queue() -> None:

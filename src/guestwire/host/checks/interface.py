@@ -11,6 +11,9 @@ from guestwire.host.interface import Interface
 from guestwire.host.steering import Steering, queue_names
 from guestwire.host.xdp_program import occupied_error, peer_queues_remedy
 
+_GENERIC_MODE = "the program runs in generic mode: slower, and large frames of software senders are lost"
+_XEN = "vif"  # xen-netfront: like a veth, but the other end is in another domain
+
 
 def interface_checks(
     interface: Interface,
@@ -139,14 +142,14 @@ def check_steering(name: str, steering: Steering | None, queues: range) -> Check
 
 
 def check_mtu(interface: Interface, largest_mtu: int) -> Check:
-    """Whether a frame fits in one AF_XDP chunk."""
+    """Whether frames can be received, and whether each fits in one AF_XDP chunk."""
     found = str(interface.mtu)
     if interface.mtu > largest_mtu:
         return Check(
             "mtu",
             Status.PROBLEM,
             found,
-            "a frame of that length does not fit in one AF_XDP chunk",
+            "frames of that length cannot be received",
             f"ip link set dev {interface.name} mtu {largest_mtu}",
         )
     if interface.mtu > LARGEST_ZERO_COPY_MTU:
@@ -154,7 +157,7 @@ def check_mtu(interface: Interface, largest_mtu: int) -> Check:
             "mtu",
             Status.WARNING,
             found,
-            "a frame fits in one AF_XDP chunk, but the kernel refuses mode zero-copy",
+            "frames are too long for mode zero-copy; the longest go over several buffers",
             f"ip link set dev {interface.name} mtu {LARGEST_ZERO_COPY_MTU}",
         )
     return Check("mtu", Status.OK, found, "a frame fits in one AF_XDP chunk")
@@ -183,14 +186,14 @@ def check_native_xdp(interface: Interface) -> Check:
             name,
             Status.WARNING,
             f"driver {interface.driver or 'unknown'} announces none",
-            "the program runs in generic mode: slower, and without zero copy",
+            f"{_GENERIC_MODE}, and without zero copy",
         )
     if refused := _peer_queues(interface):
         return Check(
             name,
             Status.WARNING,
             f"refused: {refused}",
-            "the program runs in generic mode: slower",
+            _GENERIC_MODE,
             peer_queues_remedy(interface),
         )
     found = ", ".join(interface.xdp.names)
@@ -287,29 +290,40 @@ def check_iommu(interface: Interface) -> Check:
     )
 
 
+def hands_over_unfinished_checksums(interface: Interface, generic: bool) -> bool:
+    """Whether received frames may have a TCP, UDP or SCTP checksum that nobody has computed yet.
+
+    So it is wherever software is at the other end: it leaves the checksum to a receiver that will never look
+    at it. What a peer's settings are now does not count, they may change at any time.
+
+    Args:
+        interface: which one.
+        generic: whether the XDP program runs in generic mode, so that it sees frames of this host, too.
+    """
+    return generic or interface.kind is not None or interface.driver == _XEN
+
+
 def check_checksum(interface: Interface) -> Check:
-    """Whether frames from the other end of a veth pair arrive with their checksums computed."""
+    """Whether frames arrive with their checksums computed; where they do not, guestwire sees to it."""
     name, peer = "checksum", interface.peer
+    seen_to = "guestwire computes them or tells the guest"
+    if not hands_over_unfinished_checksums(interface, bool(generic_reason(interface))):
+        return Check(name, Status.OK, "computed before frames arrive", "the guest accepts them")
     if peer is None:
-        return Check(name, Status.OK, "not a veth interface", "frames come with their checksums")
-    remedy = peer.command("ethtool -K {name} tx off")
+        return Check(name, Status.OK, "frames from software may come without", seen_to)
+    if peer.transmit_checksum_offload is False:
+        return Check(name, Status.OK, f"peer {peer.name} computes checksums", "the guest accepts its frames")
     if peer.transmit_checksum_offload is None:
-        return Check(
-            name,
-            Status.WARNING,
-            "the other end of the veth pair is not visible",
-            "unless its checksum offload is off, the guest drops its frames as corrupted",
-            remedy,
-        )
-    if peer.transmit_checksum_offload:
-        return Check(
-            name,
-            Status.WARNING,
-            f"peer {peer.name} leaves checksums to hardware that a veth pair does not have",
-            "the guest drops frames from it as corrupted, since AF_XDP has no place to say so",
-            remedy,
-        )
-    return Check(name, Status.OK, f"peer {peer.name} computes checksums", "the guest accepts its frames")
+        found = "the other end of the veth pair is not visible: it may leave checksums to its receiver"
+    else:
+        found = f"peer {peer.name} leaves checksums to its receiver"
+    return Check(
+        name,
+        Status.WARNING,
+        found,
+        f"{seen_to}; inside a tunnel (VXLAN, Geneve, GRE) it does not see them: the guest drops such frames",
+        peer.command("ethtool -K {name} tx off"),
+    )
 
 
 def check_vlan(interface: Interface) -> Check:

@@ -318,8 +318,8 @@ class Daemon:
                 self._look_at(guest)
 
     def _on_trouble(self, guest: Guest) -> None:
-        if guest.on_trouble():
-            self._look_at(guest)
+        if guest.on_trouble() and guest in self._looks:
+            self._looks[guest].set()
 
     def _look_at(self, guest: Guest) -> None:
         """Have a guest's port looked at, if it is one that can change."""

@@ -13,6 +13,7 @@ from guestwire.ports.parse import SYNTAX, parse_port
 from guestwire.ports.simple import PcapControl, SimplePort
 from guestwire.ports.xdp import XdpControl
 from guestwire.ports.xdp_options import XdpOptions
+from guestwire.virtio.features import Feature, unmet_dependencies
 
 # --- words -------------------------------------------------------------------------------------------
 
@@ -30,6 +31,8 @@ from guestwire.ports.xdp_options import XdpOptions
         ("xdp:eth1,shared=no", "eth1", XdpOptions()),
         ("xdp:eth1,steer=02:00:00:00:00:0A", "eth1", XdpOptions(steer="02:00:00:00:00:0a")),
         ("xdp:eth1,trust-mtu=yes", "eth1", XdpOptions(trust_mtu=True)),
+        ("xdp:eth1,offloads=no,gro=yes", "eth1", XdpOptions(offloads="no", gro=True)),
+        ("xdp:eth1,payload=in-place", "eth1", XdpOptions(payload="in-place")),
         ("xdp:eth1,headers=in-place", "eth1", XdpOptions(headers="in-place")),
         ("xdp:eth1,source=02:00:00:00:00:01", "eth1", XdpOptions(source="02:00:00:00:00:01")),
     ],
@@ -83,7 +86,7 @@ def test_pcap(words: str, files: tuple[str, str]) -> None:
     [
         ("", "unknown port ''"),
         ("XDP:eth1", "unknown port 'XDP:eth1'"),
-        ("tap:tap0", "unknown port 'tap:tap0'"),
+        ("tun:tun0", "unknown port 'tun:tun0'"),
         ("echo:1", "unknown port 'echo:1'"),
         ("xdp", "port xdp: which interface?"),
         ("xdp:,queue=1", "port xdp: which interface?"),
@@ -147,11 +150,23 @@ def check(lies: Geometry, mtu: int) -> None:
     assert lies.longest_frame <= lies.room_needed <= lies.writable
 
 
-@pytest.mark.parametrize("mtu", [68, 430, 431, 1500, 2000, geometry.largest_mtu()])
+@pytest.mark.parametrize("mtu", [68, 430, 431, 1500, 2000, geometry.largest_mtu(multi_buffer=False)])
 def test_copy_mode_writes_no_more_than_the_frame(mtu: int) -> None:
     lies = geometry.copy_mode(mtu)
     check(lies, mtu)
     assert lies.room_needed == max(mtu + 18, TAIL_RESERVE)
+
+
+@pytest.mark.parametrize("mtu", [3823, 9000, geometry.largest_mtu(multi_buffer=True)])
+def test_longer_frames_go_over_several_buffers(mtu: int) -> None:
+    own, bounce = geometry.copy_mode(mtu, mergeable=True), geometry.copy_mode(mtu)
+    for lies in (own, bounce):
+        assert lies.several_buffers
+        assert lies.longest_frame == mtu + 18
+        assert KERNEL_HEADROOM + lies.headroom + lies.writable == lies.chunk == LARGEST_CHUNK
+    # All that Linux posts for mergeable frames qualifies; without them, nothing does.
+    assert own.room_needed == own.writable == 1530 - 12
+    assert bounce.room_needed > lies.longest_frame
 
 
 def test_a_linux_guests_buffers_qualify() -> None:
@@ -196,4 +211,18 @@ def test_zero_copy_mode(mtu: int, driver: str | None, writable: int, room_needed
 def test_an_mtu_that_no_chunk_holds() -> None:
     assert geometry.zero_copy_mode(3047, None) is None
     assert geometry.zero_copy_mode(3800, "virtio_net") is not None
-    assert geometry.zero_copy_mode(geometry.largest_mtu(), "virtio_net") is None
+    assert geometry.zero_copy_mode(geometry.largest_mtu(multi_buffer=False), "virtio_net") is None
+
+
+def test_offloads_are_offered_unless_they_would_break_a_promise() -> None:
+    sending = XdpOptions().features
+    assert (
+        Feature.VIRTIO_NET_F_HOST_TSO4 | Feature.VIRTIO_NET_F_HOST_USO | Feature.VIRTIO_NET_F_CSUM in sending
+    )
+    assert unmet_dependencies(sending) == {}
+    assert XdpOptions(mode="zero-copy").features == Feature(0)
+    assert XdpOptions(mode="zero-copy", offloads="yes").features == sending
+    assert XdpOptions(offloads="no").features == Feature(0)
+    merging = XdpOptions(offloads="no", gro=True).features
+    assert Feature.VIRTIO_NET_F_GUEST_TSO4 | Feature.VIRTIO_NET_F_GUEST_TSO6 in merging
+    assert unmet_dependencies(merging) == {}

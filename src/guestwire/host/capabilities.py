@@ -25,6 +25,7 @@ from guestwire.host.privileges import (
 _HUGEPAGES: Final = Path("/sys/kernel/mm/hugepages")
 _TRANSPARENT_HUGEPAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 _KVM: Final = Path("/dev/kvm")
+_TUN: Final = Path("/dev/net/tun")
 
 # linux/kvm.h: _IO(KVMIO, 0x00), _IO(KVMIO, 0x01), and the only version since 2007.
 _KVM_GET_API_VERSION: Final = 0xAE00
@@ -99,6 +100,7 @@ class HostCapabilities:
         af_xdp: whether a socket of the family can be made.
         af_xdp_multi_buffer: whether the kernel knows frames of several buffers (XDP_USE_SG, 6.6).
         kvm: whether guests can run at full speed.
+        tap_reason: why there can be no TAP interfaces; empty if there can.
     """
 
     kernel: KernelVersion
@@ -111,6 +113,7 @@ class HostCapabilities:
     af_xdp: AfXdpSupport
     af_xdp_multi_buffer: bool | None
     kvm: Kvm
+    tap_reason: str = ""
 
     @classmethod
     def read(cls) -> HostCapabilities:
@@ -127,6 +130,7 @@ class HostCapabilities:
             af_xdp=family,
             af_xdp_multi_buffer=multi_buffer,
             kvm=kvm(),
+            tap_reason=tap_reason(),
         )
 
 
@@ -201,6 +205,15 @@ def kvm(device: Path = _KVM) -> Kvm:
     finally:
         os.close(descriptor)
     return Kvm(True, "")
+
+
+def tap_reason(device: Path = _TUN) -> str:
+    """Say why this process cannot open a queue of a TAP interface; empty if it can. None is left behind."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{device}: {error.strerror}"
+    return ""
 
 
 def _number(path: Path) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 from guestwire.errors import ConfigurationError
@@ -11,28 +11,25 @@ from guestwire.ports.base import Port
 from guestwire.ports.budget import GuestBudget
 from guestwire.ports.modes import MODES
 from guestwire.ports.simple import PcapControl, SimplePort
+from guestwire.ports.tap import LONGEST_TAP_MTU, TapControl, TapOptions
 from guestwire.ports.xdp import XdpControl
-from guestwire.ports.xdp_options import Headers, XdpOptions
+from guestwire.ports.xdp_options import Headers, Offloads, Payload, XdpOptions
 
 SYNTAX = (
     "xdp:IFNAME[,queue=N][,mode=auto|zero-copy|direct|bounce][,shared=yes][,steer=MAC][,trust-mtu=yes]"
-    "[,headers=auto|in-place|copied][,source=MAC]  pcap:IN[,OUT]  echo  null"
+    "[,headers=auto|in-place|copied][,source=MAC][,offloads=auto|yes|no][,payload=auto|in-place][,gro=yes]  "
+    "tap:IFNAME|fd=N[+M...][,netns=NS][,bridge=BR][,mtu=N][,offloads=yes|no]  pcap:IN[,OUT]  echo  null"
 )
 
 _MAC = re.compile("([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
+_INTERFACE = re.compile("[^/:%\\s]{1,15}")
 
 
 def _xdp(arguments: str, budget: GuestBudget | None) -> XdpControl:
     interface, *options = arguments.split(",")
     if not interface:
         raise ConfigurationError("port xdp: which interface?", f"use {SYNTAX}")
-    chosen: dict[str, Any] = {}
-    for option in options:
-        key, _, value = option.partition("=")
-        name = key.replace("-", "_")
-        if name in chosen or key not in _OPTIONS or (meaning := _OPTIONS[key](value)) is None:
-            raise ConfigurationError(f"port xdp:{interface}: cannot understand {option!r}", f"use {SYNTAX}")
-        chosen[name] = meaning
+    chosen = _understand(f"port xdp:{interface}", options, _XDP_OPTIONS)
     if "source" in chosen and chosen.get("headers") == "in-place":
         raise ConfigurationError(
             f"port xdp:{interface}: a source can only be checked in a copied header, which the guest cannot "
@@ -42,13 +39,60 @@ def _xdp(arguments: str, budget: GuestBudget | None) -> XdpControl:
     return XdpControl(interface, XdpOptions(**chosen), budget=budget)
 
 
+def _tap(arguments: str) -> TapControl:
+    interface, *options = arguments.split(",")
+    if interface.startswith("fd="):
+        chosen = _understand("port tap", [interface, *options], {"fd": _numbers, **_TAP_OPTIONS})
+        if "netns" in chosen:
+            raise ConfigurationError(
+                "port tap: the network namespace of an open descriptor is that of its interface",
+                "leave netns out",
+            )
+        return TapControl("", TapOptions(fds=chosen.pop("fd"), **chosen))
+    if not _INTERFACE.fullmatch(interface) or interface in {".", ".."}:
+        raise ConfigurationError(
+            f"port tap: {interface!r} is no name for an interface"
+            if interface
+            else "port tap: which interface?",
+            f"use {SYNTAX}",
+        )
+    return TapControl(interface, TapOptions(**_understand(f"port tap:{interface}", options, _TAP_OPTIONS)))
+
+
+def _understand(
+    port: str, options: Iterable[str], meanings: Mapping[str, Callable[[str], object]]
+) -> dict[str, Any]:
+    """Return what the options of a port mean, by name."""
+    chosen: dict[str, Any] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        name = key.replace("-", "_")
+        if name in chosen or key not in meanings or (meaning := meanings[key](value)) is None:
+            raise ConfigurationError(f"{port}: cannot understand {option!r}", f"use {SYNTAX}")
+        chosen[name] = meaning
+    return chosen
+
+
+def _numbers(value: str) -> tuple[int, ...] | None:
+    """Return different descriptors."""
+    if not re.fullmatch(r"[0-9]{1,9}(\+[0-9]{1,9})*", value):
+        return None
+    numbers = tuple(map(int, value.split("+")))
+    return numbers if len(set(numbers)) == len(numbers) else None
+
+
+def _mtu(value: str) -> int | None:
+    """Return an MTU that a guest can be told (virtio 1.3, 5.1.4.1: 68 at least)."""
+    return int(value) if re.fullmatch("[0-9]{1,5}", value) and 68 <= int(value) <= LONGEST_TAP_MTU else None
+
+
 def _mac(value: str) -> str | None:
     """Return the address of one station, in small letters."""
     return value.lower() if _MAC.fullmatch(value) and not int(value[:2], 16) & 1 else None
 
 
 # What each option's words mean; None if nothing.
-_OPTIONS: dict[str, Callable[[str], object]] = {
+_XDP_OPTIONS: dict[str, Callable[[str], object]] = {
     "queue": lambda value: int(value) if re.fullmatch("[0-9]{1,5}", value) else None,
     "mode": lambda value: value if value in MODES else None,
     "shared": {"yes": True, "no": False}.get,
@@ -56,6 +100,15 @@ _OPTIONS: dict[str, Callable[[str], object]] = {
     "trust-mtu": {"yes": True, "no": False}.get,
     "headers": lambda value: value if value in get_args(Headers) else None,
     "source": _mac,
+    "offloads": lambda value: value if value in get_args(Offloads) else None,
+    "payload": lambda value: value if value in get_args(Payload) else None,
+    "gro": {"yes": True, "no": False}.get,
+}
+_TAP_OPTIONS: dict[str, Callable[[str], object]] = {
+    "netns": lambda value: value or None,
+    "bridge": lambda value: value if _INTERFACE.fullmatch(value) else None,
+    "mtu": _mtu,
+    "offloads": {"yes": True, "no": False}.get,
 }
 
 
@@ -74,6 +127,8 @@ def parse_port(description: str, budget: GuestBudget | None = None) -> Port:
         return SimplePort(kind)
     if kind == "xdp":
         return _xdp(arguments, budget)
+    if kind == "tap":
+        return _tap(arguments)
     if kind == "pcap":
         source, _, sink = arguments.partition(",")
         if not source and not sink:

@@ -16,6 +16,7 @@ from guestwire.host.capabilities import (
     kernel_version,
     kvm,
     memory_lock_bytes,
+    tap_reason,
     transparent_hugepages_shmem,
 )
 
@@ -67,6 +68,12 @@ def test_memory_lock_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory_lock_bytes() == 8 << 20
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
     assert memory_lock_bytes() is None
+
+
+def test_tap_interfaces_of_a_machine_without_any(tmp_path: Path) -> None:
+    assert tap_reason(tmp_path / "tun") == f"{tmp_path}/tun: No such file or directory"
+    (tmp_path / "tun").touch()
+    assert tap_reason(tmp_path / "tun") == ""
 
 
 def test_kvm_that_is_absent(tmp_path: Path) -> None:

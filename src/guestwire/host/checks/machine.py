@@ -30,6 +30,7 @@ def machine_checks(host: HostCapabilities) -> Iterator[Check]:
     yield check_hugepages(host)
     yield check_transparent_hugepages(host)
     yield check_kvm(host)
+    yield check_tap(host)
 
 
 def check_kernel(host: HostCapabilities) -> Check:
@@ -166,3 +167,19 @@ def check_kvm(host: HostCapabilities) -> Check:
         "QEMU falls back to -accel tcg, which is many times slower",
         "modprobe kvm_intel or kvm_amd; join the group that owns /dev/kvm",
     )
+
+
+def check_tap(host: HostCapabilities) -> Check:
+    """Whether TAP interfaces can be opened; making one takes CAP_NET_ADMIN as well."""
+    if host.tap_reason:
+        return Check(
+            "tap",
+            Status.WARNING,
+            host.tap_reason,
+            "tap ports are possible only on queues that are open already (tap:fd=N)",
+            "modprobe tun; in a container, give it /dev/net/tun",
+        )
+    if Capability.CAP_NET_ADMIN not in host.capabilities:
+        meaning = "tap ports can use interfaces that were made for this user (ip tuntap add ... user NAME)"
+        return Check("tap", Status.OK, "usable without CAP_NET_ADMIN", meaning)
+    return Check("tap", Status.OK, "usable", "tap ports are possible")

@@ -1,0 +1,301 @@
+"""The tap port: a TAP interface, whose kernel does in software what the guest does not accept.
+
+The interface may exist, be made for the port's life, or come as open queues from whoever started us. A queue
+of an interface for several is detached while its queue pair is not at work, so that no flow is steered to
+nobody; that of any other interface keeps what arrives, as many frames as its queue length allows, for the
+next attachment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from socket import if_nametoindex
+
+import guestwire.datapath.port
+from guestwire.datapath.tap import TapPort
+from guestwire.datapath.window import Window
+from guestwire.errors import ConfigurationError, GuestwireError, HostError
+from guestwire.host.tap import (
+    SEGMENTATION,
+    UDP_SEGMENTATION,
+    Offload,
+    TapInterface,
+)
+from guestwire.host.tap_opening import adopt_tap, open_tap
+from guestwire.ports.base import Port, PortStatus
+from guestwire.virtio.features import Feature, names, net_header_size
+
+log = logging.getLogger(__name__)
+
+MOST_QUEUE_PAIRS = 64
+USUAL_MTU = 1500
+LONGEST_TAP_MTU = 65521  # to the kernel, the Ethernet header counts
+ETHERNET_AND_VLANS = 22  # 14 bytes and two tags
+LONGEST_GSO_FRAME = 65535 + ETHERNET_AND_VLANS
+
+# What a guest may ask of the kernel goes with what the kernel may leave to the guest. UFO, which Linux can
+# no longer send, is not among it.
+_OFFLOADS = {
+    SEGMENTATION: (
+        Feature.VIRTIO_NET_F_CSUM
+        | Feature.VIRTIO_NET_F_GUEST_CSUM
+        | Feature.VIRTIO_NET_F_HOST_TSO4
+        | Feature.VIRTIO_NET_F_HOST_TSO6
+        | Feature.VIRTIO_NET_F_HOST_ECN
+        | Feature.VIRTIO_NET_F_GUEST_TSO4
+        | Feature.VIRTIO_NET_F_GUEST_TSO6
+        | Feature.VIRTIO_NET_F_GUEST_ECN
+    ),
+    UDP_SEGMENTATION: (
+        Feature.VIRTIO_NET_F_HOST_USO | Feature.VIRTIO_NET_F_GUEST_USO4 | Feature.VIRTIO_NET_F_GUEST_USO6
+    ),
+}
+
+_LARGE_FRAMES = (
+    Feature.VIRTIO_NET_F_GUEST_TSO4
+    | Feature.VIRTIO_NET_F_GUEST_TSO6
+    | Feature.VIRTIO_NET_F_GUEST_USO4
+    | Feature.VIRTIO_NET_F_GUEST_USO6
+)
+
+
+def features_of(offloads: Offload) -> Feature:
+    """Return what a guest can be offered with these offloads."""
+    offered = Feature(0)
+    for needed, features in _OFFLOADS.items():
+        if needed in offloads:
+            offered |= features
+    return offered
+
+
+def offloads_for(accepted: Feature) -> Offload:
+    """Return what the kernel may leave to a guest that accepted these features, and no more."""
+    if Feature.VIRTIO_NET_F_GUEST_CSUM not in accepted:
+        return Offload(0)
+    offloads = Offload.TUN_F_CSUM
+    if Feature.VIRTIO_NET_F_GUEST_TSO4 in accepted:
+        offloads |= Offload.TUN_F_TSO4
+    if Feature.VIRTIO_NET_F_GUEST_TSO6 in accepted:
+        offloads |= Offload.TUN_F_TSO6
+    if offloads != Offload.TUN_F_CSUM and Feature.VIRTIO_NET_F_GUEST_ECN in accepted:
+        offloads |= Offload.TUN_F_TSO_ECN
+    if Feature.VIRTIO_NET_F_GUEST_USO4 | Feature.VIRTIO_NET_F_GUEST_USO6 in accepted:
+        offloads |= UDP_SEGMENTATION
+    return offloads
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TapOptions:
+    """Which interface, and how.
+
+    Attributes:
+        fds: open queues to use, in the order of the queue pairs; empty to open the interface by its name.
+        netns: the network namespace that it is in: a name under /run/netns or a path; None for ours.
+        bridge: a bridge in that namespace to add it to; None for none.
+        mtu: its MTU, to be set; None to leave it.
+        offloads: offer what the kernel can do.
+    """
+
+    fds: tuple[int, ...] = ()
+    netns: str | None = None
+    bridge: str | None = None
+    mtu: int | None = None
+    offloads: bool = True
+
+
+class TapControl:
+    """A TAP interface, one queue for each queue pair.
+
+    Args:
+        interface: its name; empty if the options name descriptors.
+        options: which one, and how.
+    """
+
+    bounce_frames = 0
+
+    def __init__(self, interface: str, options: TapOptions | None = None) -> None:
+        self.name = interface
+        self.options = options = options or TapOptions()
+        self.max_queue_pairs = len(options.fds) or MOST_QUEUE_PAIRS
+        self.mtu = options.mtu or USUAL_MTU
+        self.offloads = Feature(0)
+        self._interface: TapInterface | None = None
+        self._up = False
+        self._gone = False
+        self._attached: dict[int, TapPort] = {}
+
+    # --- the port's life -----------------------------------------------------------------------------
+
+    def open(self, queue_pairs: int) -> None:
+        """Open or make the interface, and give it what the options say.
+
+        Raises:
+            GuestwireError: it is of another kind, in use, or otherwise made; or the machine refuses.
+        """
+        interface = self._interface or self._take(queue_pairs)
+        self._interface, self._gone = interface, False
+        try:
+            self._configure(interface)
+        except BaseException:
+            self.close()
+            raise
+        log.info(
+            "%s TAP interface %s, offloads: %s",
+            "made" if interface.created else "opened",
+            self.name,
+            ", ".join(names(self.offloads)) or "none",
+        )
+        if not self.link_up:
+            log.warning("TAP interface %s is down; ip link set dev %s up", self.name, self.name)
+
+    def _take(self, queue_pairs: int) -> TapInterface:
+        fds = self.options.fds
+        if not fds:
+            return open_tap(self.name, queue_pairs, self.options.netns)
+        if len(fds) != queue_pairs:
+            raise ConfigurationError(
+                f"port tap: {len(fds)} descriptors for {queue_pairs} queue pairs",
+                f"use --queue-pairs {len(fds)}",
+            )
+        return adopt_tap(fds)
+
+    def _configure(self, interface: TapInterface) -> None:
+        options, self.name = self.options, interface.name
+        for queue in range(len(interface.queues)):
+            interface.detach_queue(queue)
+        supported = interface.supported_offloads()
+        self.offloads = features_of(supported) if options.offloads else Feature(0)
+        if options.mtu is not None:
+            interface.set_mtu(options.mtu)
+        elif options.bridge is not None and interface.created:
+            # A bridge takes the smallest MTU of its members.
+            interface.set_mtu(interface.mtu_of(options.bridge))
+        if options.bridge is not None:
+            interface.join(options.bridge)
+        if interface.created:
+            interface.set_up()
+        self.refresh()
+        if self._gone:
+            raise HostError(f"TAP interface {self.name} is gone already", "ip -brief link")
+
+    def succeed(self, port: Port) -> None:
+        """Take over the open queues: an interface that was made for the other port would go with them."""
+        if (
+            isinstance(port, TapControl)
+            and port.interface_index == self.interface_index
+            and port.options.fds == self.options.fds
+        ):
+            self._interface, port._interface = port._interface, None
+
+    def close(self) -> None:
+        """Close the queues; an interface that was made here goes with them."""
+        for pair in list(self._attached):
+            self.detach(pair)
+        if self._interface is not None:
+            self._interface.close()
+            self._interface = None
+
+    # --- a queue pair's attachment -------------------------------------------------------------------
+
+    def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
+        """Nothing takes long."""
+
+    def forget(self) -> None:
+        """Nothing is prepared."""
+
+    def attach(
+        self, pair: int, window: Window, queue_size: int, features: Feature
+    ) -> guestwire.datapath.port.Port:
+        """Have the interface talk to the guest as it has negotiated.
+
+        Raises:
+            GuestwireError: the interface is gone.
+        """
+        assert self._interface is not None
+        accepted = features & self.offloads  # from this port; from another it may have accepted more
+        self._interface.set_header_size(net_header_size(features))
+        self._interface.set_offloads(offloads_for(accepted))
+        longest = self.mtu + ETHERNET_AND_VLANS
+        self._attached[pair] = port = TapPort(
+            self._interface.queues[pair],
+            longest_frame=longest,
+            longest_received=LONGEST_GSO_FRAME if accepted & _LARGE_FRAMES else longest,
+        )
+        return port
+
+    def resume(self, pair: int) -> None:
+        """Let frames come to the pair's queue."""
+        assert self._interface is not None
+        self._interface.attach_queue(pair)
+
+    def quiesce(self, pair: int) -> None:
+        """Let them come to other queues, if there are any."""
+        if self._interface is not None:
+            with contextlib.suppress(GuestwireError):  # it is gone
+                self._interface.detach_queue(pair)
+
+    def detach(self, pair: int) -> None:
+        """Leave the pair's queue alone."""
+        port = self._attached.pop(pair, None)
+        if port is not None:
+            self.quiesce(pair)
+            port.close()
+
+    def announce(self, mac: bytes) -> None:
+        """Send a gratuitous RARP from the guest's end of the interface."""
+        if self._interface is not None:
+            self._interface.announce(mac)
+
+    # --- what it says of itself ----------------------------------------------------------------------
+
+    def status(self) -> PortStatus:
+        """Describe the port."""
+        note = None
+        if self._interface is not None and not self._interface.ours:
+            note = "in another network namespace: its link and its MTU are not followed"
+        return PortStatus("tap", self.name or None, mode_reason=note)
+
+    @property
+    def interface_index(self) -> int | None:
+        """The interface's number, if it is in our namespace; before `open`, that of the one it would take."""
+        if self._interface is not None:
+            return self._interface.index if self._interface.ours else None
+        with contextlib.suppress(GuestwireError, OSError):
+            if self.options.fds:
+                interface = adopt_tap(self.options.fds)
+                try:
+                    return interface.index if interface.ours else None
+                finally:
+                    interface.close()
+            if self.options.netns is None:
+                return if_nametoindex(self.name)
+        return None
+
+    @property
+    def link_up(self) -> bool:
+        """Whether the interface was up when it was last looked at; taken for up where nobody tells us."""
+        return self._up or (self._interface is not None and not self._interface.ours and not self._gone)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the interface was no more when it was last looked at."""
+        return self._gone
+
+    def refresh(self) -> bool:
+        """Look at the interface again, under the name that it has now.
+
+        Returns:
+            whether the MTU has changed, so that longer frames may come and go, or only shorter ones.
+        """
+        assert self._interface is not None
+        link = self._interface.look()
+        if link is None:
+            self._gone, self._up = True, False
+            return False
+        before = self.mtu
+        self.name, self._up = link.name, link.up is not False
+        if link.mtu is not None:
+            self.mtu = link.mtu
+        return self.mtu != before

@@ -3,6 +3,7 @@
 
 VENV := .venv
 DEBUG_VENV := .venv-debug
+FUZZ_SECONDS := 200
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml meson.build meson.options \
 	$(shell find src -type f -not -name '*.pyc' -not -name '*.pyi')
@@ -29,7 +30,7 @@ SANITIZERS := -Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_checks=true \
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lab-nested build lint debug bench soak clean setup setup-test
+.PHONY: help demo test lab lab-nested build lint debug fuzz bench bench-tcp soak soak-files clean setup setup-test
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
@@ -62,13 +63,24 @@ debug: $(DEBUG_VENV)/.built ## run the unit and model tests under sanitizers, wi
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 		$(DEBUG_VENV)/bin/python -m pytest --capture=sys tests/unit tests/model
 
+fuzz: $(DEBUG_VENV)/.built ## feed whatever reads headers with nonsense, each for FUZZ_SECONDS, under sanitizers
+	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" GUESTWIRE_FUZZ_SECONDS=$(FUZZ_SECONDS) \
+		$(DEBUG_VENV)/bin/python -m pytest --capture=sys -s tests/fuzz
+
 bench: setup-test $(VENV)/.built $(VENV)/.test-tools ## measure guestwire beside DPDK, into benchmarks/results
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/python benchmarks/loopback.py $(BENCH_ARGUMENTS)
+
+bench-tcp: setup-test $(VENV)/.built $(VENV)/.test-tools ## measure TCP of real guests beside their emulators' own TAP drivers
+	@$(AS_ROOT) $(CURDIR)/$(BIN)/python benchmarks/tcp.py $(BENCH_ARGUMENTS)
 
 soak: setup-test $(VENV)/.built $(VENV)/.test-tools ## every byte of 22 million frames; 20 guests that come and go 100 times
 	@$(AS_ROOT) env GUESTWIRE_SOAK=1 $(CURDIR)/$(BIN)/python -m pytest \
 		tests/peers/test_virtio_user.py tests/net/test_many_guests.py \
 		-k 'many_guests or (every_byte_comes_back and not wire)'
+
+soak-files: setup-test $(VENV)/.built $(VENV)/.test-tools ## 256 MiB each way: ports, modes, guests, IP versions, MTUs
+	@$(AS_ROOT) env GUESTWIRE_SOAK=1 $(CURDIR)/$(BIN)/python -m pytest tests/guests/test_files.py
 
 clean: ## remove what was built here (fetched kernels stay, in ~/.cache/guestwire)
 	@rm -rf $(VENV) $(DEBUG_VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,12 +10,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-import os
-import platform
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,12 +24,12 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 import contenders
 import hugepages
 from contenders import MEMORY_MIB, Contender, Setup
+from machine import machine, numbers, two_cpus, versions
 from placement import PingPong, label
 from results import Results, Row, Window
 from rich.console import Console
 from rich.status import Status
 
-import guestwire
 from peers import testpmd
 
 HERE = Path(__file__).resolve().parent
@@ -119,10 +115,6 @@ class Measurement:
         )
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
-
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "--quick": {"action": "store_true", "help": "3 pairs of 0.5 s, mergeable buffers only"},
     "--pairs": {"type": int, "default": 5, "help": "how many pairs of windows at one placement"},
@@ -154,30 +146,13 @@ def parse() -> argparse.Namespace:
     return parsed
 
 
-def two_cpus(wanted: tuple[int, ...] | None) -> tuple[int, int]:
-    cpus = sorted(os.sched_getaffinity(0)) if wanted is None else wanted
-    if len(cpus) < 2 or cpus[0] == cpus[1]:
-        raise SystemExit("two CPUs are needed, one for the guest and one for the backend: --cpus 0,1")
-    return cpus[0], cpus[1]
-
-
 def describe(arguments: argparse.Namespace, cpus: tuple[int, int], huge: bool) -> dict[str, Any]:
     """Say what was measured where."""
-    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    commit = subprocess.run(
-        ["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
     return {
         "benchmark": "vhost-user loopback",
         "date": datetime.date.today().isoformat(),
-        "machine": {
-            "cpu": model[1] if model else platform.machine(),
-            "cpus": os.cpu_count(),
-            "kernel": platform.release(),
-            "distribution": platform.freedesktop_os_release()["PRETTY_NAME"],
-            "hugepages": huge,
-        },
-        "versions": {"guestwire": guestwire.__version__, "commit": commit.stdout.strip() or None},
+        "machine": {**machine(), "hugepages": huge},
+        "versions": versions(),
         "method": {
             "backend_cpu": cpus[0],
             "guest_cpu": cpus[1],

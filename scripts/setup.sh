@@ -60,6 +60,8 @@ need zstd command -v zstd # Ubuntu's kernel modules are compressed with it
 
 if [ $want_tests = yes ]; then
     need ethtool command -v ethtool
+    need iperf3 command -v iperf3
+    need tcpdump command -v tcpdump
     need dpdk-dev command -v dpdk-testpmd
 fi
 

@@ -66,6 +66,32 @@ def test_guest_obeys(kind):
         assert not guest.alive
 
 
+def test_guest_has_programs_of_this_machine(kind):
+    name = "ip"  # linked dynamically, and not busybox' own
+    with kind(programs=[name]) as guest:
+        assert "iproute2" in guest.check(f"/bin/{name} -V")
+
+
+def test_a_program_that_is_missing_here_is_named(kind):
+    guest = kind(programs=["no-such-program"])
+    try:
+        with pytest.raises(HostError, match="no-such-program is not installed") as caught:
+            guest.start()
+        assert "apt-get install" in caught.value.remedy
+    finally:
+        guest.close()
+
+
+@pytest.mark.parametrize("kind", [QemuGuest], indirect=True)
+def test_orphans_that_end_do_not_disturb_the_channel(kind):
+    with kind() as guest:
+        # Every line is read while children of nobody end, a thousand of them in the end.
+        guest.check("(i=0; while [ $i -lt 1000 ]; do (true &); i=$((i + 1)); done) >/dev/null 2>&1 &")
+        word = "x" * 2000
+        for number in range(20):
+            assert guest.check(f"echo {number} {word}") == f"{number} {word}\n"
+
+
 def test_killed_guest_leaves_no_process(kind):
     word = f"guestwire.test={os.getpid()}"
     with kind(kernel_options=word) as guest:

@@ -75,6 +75,21 @@ def test_initramfs_is_rebuilt_only_when_its_parts_change(kernel, busybox, tmp_pa
     assert len(list(folder.iterdir())) == 2
 
 
+def test_programs_bring_the_libraries_that_they_need(kernel, busybox, tmp_path):
+    program = images.installed("ip")
+    libraries = initramfs.shared_libraries(program)
+    assert any(path.name.startswith("libc.so") for path in libraries)
+    assert initramfs.shared_libraries(busybox) == []
+    archive = initramfs.build(kernel, busybox, [], tmp_path / "cache", programs=[program])
+    with archive.open("rb") as file:
+        subprocess.run(
+            [busybox, "cpio", "-idm"], stdin=file, cwd=tmp_path, check=True, stderr=subprocess.DEVNULL
+        )
+    for path in libraries:
+        assert (tmp_path / path.relative_to("/")).read_bytes() == path.read_bytes()
+    assert (tmp_path / "bin/ip").read_bytes() == program.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("records", "meta", "expected"),
     [

@@ -20,7 +20,8 @@ NO_OPTIONS: Mapping[str, str] = {}
 
 @contextlib.contextmanager
 def backend_on(wire: Wire, folder: Path, mode: str = "direct", *arguments: str) -> Iterator[Backend]:
-    port = f"xdp:{wire.interface},mode={mode}"
+    # Offloads have tests of their own: here a frame in the guest is a frame on the wire.
+    port = f"xdp:{wire.interface},mode={mode},offloads=no"
     with Backend(folder, port, arguments, namespace=wire.near.name) as backend:
         yield backend
 
@@ -57,9 +58,13 @@ def test_a_guest_pings_and_moves_files(tmp_path: Path, kind: str, mode: str) -> 
         for direction in ("rx", "tx"):
             one = counted[direction]
             assert one["bytes"] > 16 * MIB
-            copied = {} if mode == "direct" else {"bounce_mode": one["frames"]}
-            assert one["copied_frames"] == copied
-            assert one["direct_frames"] == (one["frames"] if mode == "direct" else 0)
+            copied = one["copied_frames"]
+            assert one["direct_frames"] + sum(copied.values()) == one["frames"]
+            if mode == "bounce":
+                assert copied == {"bounce_mode": one["frames"]}
+            else:
+                # What the guest leaves to us is copied once, behind the headers that we make.
+                assert set(copied) <= ({"checksum", "segmentation"} if direction == "tx" else set())
 
 
 @pytest.mark.parametrize("options", [{"mrg_rxbuf": "off"}, {"indirect_desc": "off", "event_idx": "off"}])

@@ -66,6 +66,8 @@ class Guest(ABC):
         modules: kernel modules loaded at boot besides those that the devices need.
         kernel_options: more words for the kernel's command line.
         boot_seconds: how long to wait for it to come up.
+        programs: installed programs of this machine that it has besides busybox, by name.
+        namespace: the network namespace that its process runs in, by name; ours when None.
     """
 
     def __init__(
@@ -76,12 +78,16 @@ class Guest(ABC):
         modules: Sequence[str] = (),
         kernel_options: str = "",
         boot_seconds: float = 120.0,
+        programs: Sequence[str] = (),
+        namespace: str | None = None,
     ) -> None:
         self.devices = tuple(devices)
         self.memory_mib = memory_mib
         self.modules = tuple(modules)
         self.kernel_options = kernel_options
         self.boot_seconds = boot_seconds
+        self.programs = tuple(programs)
+        self.namespace = namespace
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -110,6 +116,7 @@ class Guest(ABC):
         self._process = spawn(
             self._command(fd, self._folder),
             self._folder / CONSOLE,
+            namespace=self.namespace,
             pass_fds=[fd],
             # User-Mode Linux keeps its memory in a file there: it must be shareable, and fast.
             environment={"TMPDIR": "/dev/shm"},  # noqa: S108
@@ -252,6 +259,8 @@ class QemuGuest(Guest):
         modules: see ``Guest``.
         kernel_options: see ``Guest``.
         boot_seconds: see ``Guest``.
+        programs: see ``Guest``.
+        namespace: see ``Guest``.
         accelerator: None for the fastest one that works here.
         cpus: the number of virtual processors.
         hugepages: keep the guest's memory in hugepages (hugetlbfs).
@@ -266,6 +275,8 @@ class QemuGuest(Guest):
         modules: Sequence[str] = (),
         kernel_options: str = "",
         boot_seconds: float = 120.0,
+        programs: Sequence[str] = (),
+        namespace: str | None = None,
         accelerator: Accelerator | None = None,
         cpus: int = 1,
         hugepages: bool = False,
@@ -277,6 +288,8 @@ class QemuGuest(Guest):
             modules=("virtio_pci", "virtio_net", *modules),
             kernel_options=kernel_options,
             boot_seconds=boot_seconds,
+            programs=programs,
+            namespace=namespace,
         )
         self.accelerator = accelerator or usable_accelerator()
         self.cpus = cpus
@@ -297,7 +310,7 @@ class QemuGuest(Guest):
     def _boot_files(self) -> tuple[Path, Path]:
         """The kernel's image and the initial RAM file system."""
         kernel = images.qemu_kernel()
-        return kernel.image, images.guest_initramfs(kernel, self.modules)
+        return kernel.image, images.guest_initramfs(kernel, self.modules, programs=self.programs)
 
     def _command(self, channel_fd: int, folder: Path) -> list[str]:
         image, initramfs = self._boot_files()
@@ -346,6 +359,8 @@ class UmlGuest(Guest):
         modules: see ``Guest``.
         kernel_options: see ``Guest``.
         boot_seconds: see ``Guest``.
+        programs: see ``Guest``.
+        namespace: see ``Guest``.
     """
 
     def __init__(
@@ -356,6 +371,8 @@ class UmlGuest(Guest):
         modules: Sequence[str] = (),
         kernel_options: str = "",
         boot_seconds: float = 120.0,
+        programs: Sequence[str] = (),
+        namespace: str | None = None,
     ) -> None:
         super().__init__(
             devices,
@@ -363,6 +380,8 @@ class UmlGuest(Guest):
             modules=("virtio_net", *modules),
             kernel_options=kernel_options,
             boot_seconds=boot_seconds,
+            programs=programs,
+            namespace=namespace,
         )
 
     @property
@@ -378,7 +397,8 @@ class UmlGuest(Guest):
         command = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--"]
         command += ["sh", "-c", '"$@"; exit $?', "sh", str(kernel.image)]
         command += [f"mem={self.memory_mib}M", f"uml_dir={folder}"]
-        command += [f"initrd={images.guest_initramfs(kernel, self.modules)}"]
+        initramfs = images.guest_initramfs(kernel, self.modules, programs=self.programs)
+        command += [f"initrd={initramfs}"]
         command += ["con=null", "con0=null,fd:1", "ssl=null", f"ssl1=fd:{channel_fd}"]
         command += [f"virtio_uml.device={device.socket_path}:1" for device in self.devices]
         return [*command, *KERNEL_OPTIONS.split(), *self.kernel_options.split()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,10 +91,33 @@ def _keep_zero_copy_modules(root: Path) -> None:
 
 
 def guest_initramfs(
-    kernel: Kernel, modules: Sequence[str], progress: Progress = quiet, *, init: str = initramfs.INIT
+    kernel: Kernel,
+    modules: Sequence[str],
+    progress: Progress = quiet,
+    *,
+    init: str = initramfs.INIT,
+    programs: Sequence[str] = (),
 ) -> Path:
-    """The initial RAM file system for a kernel, with the named modules for its init script to load."""
-    return initramfs.build(kernel, busybox(progress), modules, cache_directory(), init=init)
+    """The initial RAM file system for a kernel, with the named modules for its init script to load.
+
+    Raises:
+        HostError: one of ``programs``, which the guest shall have besides busybox, is not installed here.
+    """
+    found = [installed(name) for name in programs]
+    return initramfs.build(kernel, busybox(progress), modules, cache_directory(), init=init, programs=found)
+
+
+def installed(program: str) -> Path:
+    """Where an installed program is.
+
+    Raises:
+        HostError: it is not installed.
+    """
+    # An ordinary user may have no way to where ethtool is.
+    path = shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")))
+    if path is None:
+        raise HostError(f"{program} is not installed", f"apt-get install {program}")
+    return Path(path)
 
 
 def _require_x86_64() -> None:

@@ -1,4 +1,4 @@
-"""Builds the initial RAM file system of a test guest: busybox, kernel modules and an init script.
+"""Builds the initial RAM file system of a test guest: busybox, kernel modules, an init script, programs.
 
 Nothing but Python is needed: the archive format ("newc") is written here, and the order of the
 modules comes from the modules themselves.  See the kernel's
@@ -32,6 +32,9 @@ def answer_commands(runner: str) -> str:
     Args:
         runner: the words that run the shell script ``/run/command`` for at most ``$seconds``.
     """
+    # Process 1 inherits other processes' children, such as the guard that busybox' timeout leaves
+    # behind.  When one of them ends while ash reads a line, ash forgets what it has read of it: so
+    # process 1 waits, and a child reads.
     return f"""\
 exec 3<>{CHANNEL_DEVICE}
 stty raw -echo <&3
@@ -42,7 +45,8 @@ while read -r serial seconds script <&3; do
     echo "$serial $?" >&3
     base64 /run/output >&3
     echo . >&3
-done
+done &
+wait $!
 """
 
 
@@ -79,7 +83,15 @@ class Kernel:
         return self.modules.name
 
 
-def build(kernel: Kernel, busybox: Path, modules: Sequence[str], folder: Path, *, init: str = INIT) -> Path:
+def build(
+    kernel: Kernel,
+    busybox: Path,
+    modules: Sequence[str],
+    folder: Path,
+    *,
+    init: str = INIT,
+    programs: Sequence[Path] = (),
+) -> Path:
     """Make an initial RAM file system, or find the one made earlier from the same parts.
 
     Args:
@@ -88,8 +100,9 @@ def build(kernel: Kernel, busybox: Path, modules: Sequence[str], folder: Path, *
         modules: modules to load at boot; what they depend on is added and loaded before them.
         folder: where archives are kept, named by a hash of their content.
         init: the script that is process 1; it finds the modules in the order of their file names.
+        programs: more programs of this machine, which the guest gets with the libraries that they need.
     """
-    archive = _archive(kernel, busybox, modules, init)
+    archive = _archive(kernel, busybox, modules, init, programs)
     path = folder / f"initramfs-{hashlib.sha256(archive).hexdigest()[:16]}.cpio"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,15 +112,33 @@ def build(kernel: Kernel, busybox: Path, modules: Sequence[str], folder: Path, *
     return path
 
 
-def _archive(kernel: Kernel, busybox: Path, modules: Sequence[str], init: str) -> bytes:
-    entries: list[tuple[str, int, bytes]] = [
-        (name, stat.S_IFDIR | 0o755, b"") for name in ("bin", "dev", "modules", "proc", "run", "sys", "tmp")
-    ]
+def _archive(
+    kernel: Kernel, busybox: Path, modules: Sequence[str], init: str, programs: Sequence[Path]
+) -> bytes:
+    libraries = sorted({library for program in programs for library in shared_libraries(program)})
+    folders = {"bin", "dev", "modules", "proc", "run", "sys", "tmp"}
+    for library in libraries:
+        folders |= {str(parent.relative_to("/")) for parent in library.parents[:-1]}
+    # Sorted, a folder comes before what is in it.
+    entries: list[tuple[str, int, bytes]] = [(name, stat.S_IFDIR | 0o755, b"") for name in sorted(folders)]
     entries.append(("init", stat.S_IFREG | 0o755, init.encode()))
     entries.append(("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes()))
     for position, (name, content) in enumerate(load_order(kernel, modules)):
         entries.append((f"modules/{position:02}-{name}.ko", stat.S_IFREG | 0o644, content))
+    for program in programs:
+        entries.append((f"bin/{program.name}", stat.S_IFREG | 0o755, program.read_bytes()))
+    for library in libraries:
+        entries.append((str(library.relative_to("/")), stat.S_IFREG | 0o755, library.read_bytes()))
     return cpio_newc(entries)
+
+
+def shared_libraries(program: Path) -> list[Path]:
+    """The files that a program needs besides itself: its loader and its libraries, none if it is static.
+
+    The loader says where it finds them here; there they lie in the guest, too.
+    """
+    done = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    return [Path(path) for path in re.findall(r"(/\S+) \(0x", done.stdout.decode())]
 
 
 def load_order(kernel: Kernel, names: Iterable[str]) -> list[tuple[str, bytes]]:

@@ -1,7 +1,7 @@
-"""Moves random bytes between a guest and the far end of its wire, and compares checksums.
+"""Moves random bytes between a guest and a peer, such as the far end of its wire, and compares checksums.
 
-TCP from busybox' ``nc`` in the guest to a socket of ours, in both directions: the guest needs no
-server, and we take the time.
+TCP from busybox' ``nc`` and ``dd`` in the guest to a socket of ours, in both directions: the guest needs
+no server, and we take the time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 from guestwire.testing.guests import Guest
-from guestwire.testing.wire import Wire
+from guestwire.testing.namespaces import Namespace
 
 # SHA-512 is the fastest of the strong checksums that busybox has, on 64-bit processors.
 CHECKSUM_PROGRAM = "sha512sum"
@@ -25,6 +26,18 @@ PIECE = 1 << 18
 
 # Called with the bytes moved so far.
 Progress = Callable[[int], None]
+
+
+class Peer(Protocol):
+    """Whom the guest exchanges files with, such as the far end of a ``Wire``."""
+
+    @property
+    def far(self) -> Namespace:
+        """The network namespace that it is in."""
+
+    @property
+    def peer_address(self) -> str:
+        """Its address there, IPv4 or IPv6."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +72,9 @@ def ignore(moved: int) -> None:
 
 
 def to_guest(
-    wire: Wire, guest: Guest, size: int, timeout: float = 300.0, progress: Progress = ignore
+    peer: Peer, guest: Guest, size: int, timeout: float = 300.0, progress: Progress = ignore
 ) -> Transfer:
-    """Send ``size`` random bytes from the far end of the wire to a file in the guest.
+    """Send ``size`` random bytes from the peer to a file in the guest.
 
     Raises:
         ChannelError: the guest did not receive them, or is gone.
@@ -77,14 +90,14 @@ def to_guest(
             connection.sendall(content[start : start + PIECE])
             progress(min(start + PIECE, size))
 
-    seconds = _exchange(wire, guest, send, f"</dev/null >{GUEST_FILE}", timeout)
+    seconds = _exchange(peer, guest, send, f"of={GUEST_FILE}", timeout)
     return Transfer(size, seconds, sent, _guest_checksum(guest, timeout))
 
 
 def from_guest(
-    wire: Wire, guest: Guest, size: int, timeout: float = 300.0, progress: Progress = ignore
+    peer: Peer, guest: Guest, size: int, timeout: float = 300.0, progress: Progress = ignore
 ) -> Transfer:
-    """Send ``size`` random bytes (whole MiB) from a file in the guest to the wire's far end.
+    """Send ``size`` random bytes (whole MiB) from a file in the guest to the peer.
 
     Raises:
         ChannelError: the guest could not send them, or is gone.
@@ -101,7 +114,7 @@ def from_guest(
             received += len(data)
             progress(received)
 
-    seconds = _exchange(wire, guest, receive, f"<{GUEST_FILE}", timeout)
+    seconds = _exchange(peer, guest, receive, f"if={GUEST_FILE}", timeout)
     return Transfer(mebibytes << 20, seconds, sent, checksum.hexdigest())
 
 
@@ -110,14 +123,16 @@ def _guest_checksum(guest: Guest, timeout: float) -> str:
 
 
 def _exchange(
-    wire: Wire,
+    peer: Peer,
     guest: Guest,
     serve: Callable[[socket.socket], None],
-    redirections: str,
+    file: str,
     timeout: float,
 ) -> float:
-    """Serve one connection from the guest at the far end; seconds from its start to its end."""
-    listener = wire.far.call(lambda: socket.create_server((wire.peer_address, 0)))
+    """Have the peer serve one connection from the guest; seconds from its start to its end."""
+    address = peer.peer_address
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = peer.far.call(lambda: socket.create_server((address, 0), family=family))
     listener.settimeout(timeout)
 
     def accept_and_serve() -> float:
@@ -132,7 +147,8 @@ def _exchange(
         seconds: Future[float] = pool.submit(accept_and_serve)
         port = listener.getsockname()[1]
         try:
-            guest.check(f"nc {wire.peer_address} {port} {redirections}", timeout)
+            # nc itself would move a kilobyte at a time.
+            guest.check(f"nc {address} {port} -e dd {file} bs={PIECE} status=none", timeout)
         except BaseException:
             # Wakes a server that waits for a guest that will never come.
             listener.shutdown(socket.SHUT_RDWR)

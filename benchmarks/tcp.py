@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""TCP between a real guest and a host: guestwire beside the emulators' own TAP drivers, and xdp alone.
+
+The guests are QEMU without KVM and User-Mode Linux; the tool is iperf3. README.md tells the method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+from machine import machine, numbers, two_cpus, versions
+from placement import PingPong, label
+from rich.console import Console
+from rich.status import Status
+from tcp_contenders import Contender, Guestwire, Kind, OwnTap, Setup
+from tcp_results import DIRECTIONS, Results, Row
+
+from guestwire.errors import GuestwireError
+from guestwire.testing import images
+
+HERE = Path(__file__).resolve().parent
+NAMES = {"qemu": "QEMU (TCG)", "uml": "User-Mode Linux"}
+XDP = "xdp:{},mode=direct,offloads="
+COMPARED = {
+    "xdp": (("xdp, segmentation on", f"{XDP}yes"), ("xdp, segmentation off", f"{XDP}no")),
+    "gro": (("xdp, merging on", f"{XDP}yes,gro=yes"), ("xdp, merging off", f"{XDP}yes")),
+}
+ROWS = tuple(f"{guest}-{what}" for what in ("tap", *COMPARED) for guest in NAMES)
+
+
+def contenders(row: str, setup: Setup) -> Sequence[Contender]:
+    """Return what a row compares; the last one is what the others are compared with."""
+    guest, what = row.split("-")
+    kind: Kind = "uml" if guest == "uml" else "qemu"
+    if what == "tap":
+        own = OwnTap("QEMU tap" if kind == "qemu" else "UML tap", kind, setup)
+        return Guestwire("guestwire tap", kind, setup, "tap:{}"), own
+    return [Guestwire(name, kind, setup, port) for name, port in COMPARED[what]]
+
+
+def measure_row(name: str, setup: Setup, rounds: int, ping: PingPong, status: Status) -> Row:
+    """Let the contenders of a row take turns."""
+    status.update(f"{name}: booting")
+    compared = contenders(name, setup)
+    row = Row(NAMES[compared[0].kind], tuple(contender.name for contender in compared))
+    with contextlib.ExitStack() as stack:
+        for contender in compared:
+            stack.enter_context(contender.running())
+            row.features[contender.name] = contender.features()
+        for number in range(rounds):
+            # Who comes first alternates.
+            for contender in compared if number % 2 == 0 else compared[::-1]:
+                for direction in DIRECTIONS:
+                    status.update(f"{name}: round {number + 1} of {rounds}, {contender.name}, {direction}")
+                    before = ping.round_trip_ns()
+                    window = contender.measure(number, direction)
+                    placement = label(before, ping.round_trip_ns())
+                    row.windows.append(replace(window, placement=placement))
+    return row
+
+
+def rows(text: str) -> tuple[str, ...]:
+    """Read the option that names rows."""
+    names = tuple(text.split(","))
+    if unknown := set(names) - set(ROWS):
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    return names
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--quick": {"action": "store_true", "help": "2 rounds of 2 s"},
+    "--rounds": {"type": int, "default": 5, "help": "windows of each contender in each direction"},
+    "--seconds": {"type": float, "default": 4.0, "help": "length of a window"},
+    "--rows": {"type": rows, "default": ",".join(ROWS), "help": "what to compare"},
+    "--cpus": {"type": numbers, "help": "the host side's and the guest's; if not given the first two"},
+    "--output": {"type": Path, "help": "if not given results/tcp-DATE.json, with --quick nowhere"},
+    "--show": {"type": Path, "metavar": "RESULTS", "help": "measure nothing, show older results"},
+    "--markdown": {"action": "store_true", "help": "show the table as README.md has it"},
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="TCP of real guests: guestwire beside the emulators' own TAP drivers",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for name, option in OPTIONS.items():
+        parser.add_argument(name, **option)
+    parsed = parser.parse_args()
+    if parsed.quick:
+        parsed.rounds, parsed.seconds = 2, 2.0
+    elif parsed.output is None:
+        parsed.output = HERE / "results" / f"tcp-{datetime.date.today().isoformat()}.json"
+    return parsed
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> Results:
+    host_cpu, guest_cpu = two_cpus(arguments.cpus)
+    about = {
+        "benchmark": "TCP of real guests",
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "method": {
+            "host_cpu": host_cpu,
+            "guest_cpu": guest_cpu,
+            "rounds": arguments.rounds,
+            "seconds": arguments.seconds,
+        },
+    }
+    results = Results(about)
+    ping = PingPong((host_cpu, guest_cpu))
+    with console.status("starting") as status, tempfile.TemporaryDirectory(prefix="guestwire-") as folder:
+        setup = Setup(Path(folder), guest_cpu, host_cpu, arguments.seconds)
+        for name in arguments.rows:
+            results.rows.append(measure_row(name, setup, arguments.rounds, ping, status))
+    return results
+
+
+def end_well() -> None:
+    """Have a signal that ends us end what we have started, too."""
+    us = os.getpid()
+
+    def end(*_: object) -> None:
+        if os.getpid() == us:
+            sys.exit(143)
+        os._exit(143)  # pyroute2 forks helpers, and ends them so: they have nothing to clean up
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def main() -> None:
+    arguments = parse()
+    console = Console()
+    if arguments.show is not None:
+        results = Results.load(arguments.show)
+    else:
+        images.installed("iperf3")
+        end_well()
+        results = measure(arguments, console)
+        if arguments.output is not None:
+            results.save(arguments.output)
+            console.print(f"saved {arguments.output}")
+    if arguments.markdown:
+        print(results.markdown())
+    else:
+        console.print(results.table())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except GuestwireError as error:
+        sys.exit(f"{error}\n{error.remedy or ''}".rstrip())

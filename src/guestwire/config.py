@@ -35,7 +35,7 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         port: where its frames go; see the reference for the syntax.
         queue_pairs: how many are offered.
         mac: offered to frontends that read the configuration space; by default made from the name.
-        poll_us: the longest time a worker polls before it sleeps, in microseconds.
+        poll_us: the longest time a worker polls before it sleeps, in microseconds; None: the port says.
         cpus: CPUs for the workers, in turn; empty for any.
         max_pinned: how much memory the kernel may pin for it, such as ``4G``; None for any amount.
     """
@@ -47,7 +47,7 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     role: Literal["listen", "connect"] = "listen"
     queue_pairs: Count = 1
     mac: Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$")] | None = None
-    poll_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
+    poll_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
     cpus: tuple[Cpu, ...] = ()
     max_pinned: str | None = None
 

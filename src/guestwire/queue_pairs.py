@@ -239,7 +239,7 @@ class QueuePairs:
                     offloads=int(self.features),
                     counters=self._counters,
                     index=pair,
-                    poll_us=self._config.poll_us,
+                    poll_us=self.port.poll_us if self._config.poll_us is None else self._config.poll_us,
                     trouble_fd=self.trouble_fd,
                 )
             cpus = self._config.cpus

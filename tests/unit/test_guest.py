@@ -6,10 +6,13 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import guestwire.queue_pairs
 from guestwire.config import GuestConfig
+from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.window import Window
 from guestwire.errors import FrontendError, HostError
 from guestwire.guest import Guest
@@ -122,6 +125,38 @@ def test_it_runs_while_both_rings_do(
     assert port.attached == set()
     assert guest.stop_ring(0) == 0
     assert guest.state == "connected"
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, 0), (7, 7), (0, 0)])
+def test_a_port_says_how_long_to_poll_unless_the_user_does(
+    port: FickleEcho,
+    memory: SharedMemory,
+    kick: Callable[[], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: int | None,
+    used: int,
+) -> None:
+    told = []
+
+    class Spy(QueuePair):
+        def __init__(self, *args: Any, poll_us: int, **options: Any) -> None:
+            told.append(poll_us)
+            super().__init__(*args, poll_us=poll_us, **options)
+
+    monkeypatch.setattr(guestwire.queue_pairs, "QueuePair", Spy)
+    port.poll_us = 0
+    guest = Guest(GuestConfig(port="echo", name="vm1", poll_us=asked), port, tmp_path / "vm1.counters")
+    guest.open()
+    guest.set_features(Feature.VIRTIO_F_VERSION_1)
+    guest.set_memory([borrowed(memory.regions[0])])
+    for index in (0, 1):
+        guest.start_ring(index, ring(memory, kick()))
+    assert told == [used]
+    for index in (0, 1):
+        guest.stop_ring(index)
+    guest.set_memory(())
+    guest.close()
 
 
 def test_a_port_that_refuses_leaves_a_ring_as_it_was(

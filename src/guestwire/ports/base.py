@@ -9,6 +9,8 @@ import guestwire.datapath.port
 from guestwire.datapath.window import Window
 from guestwire.virtio.features import Feature
 
+POLL_US = 50  # where polling only reads memory
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PortStatus:
@@ -49,6 +51,10 @@ class Port(Protocol):
     bounce_frames: int
     """How many frames of 4,096 bytes of our own the window shall have for each queue pair; known from the
     beginning."""
+
+    poll_us: int
+    """The longest time that a worker polls the port before it sleeps, unless the user says otherwise, in
+    microseconds."""
 
     offloads: Feature
     """The offloads that the port can do, as features of the device; known once it is open."""

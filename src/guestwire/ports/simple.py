@@ -11,7 +11,7 @@ from guestwire.datapath.null import NullPort
 from guestwire.datapath.pcap import PcapPort
 from guestwire.datapath.window import Window
 from guestwire.errors import ConfigurationError, HostError
-from guestwire.ports.base import Port, PortStatus
+from guestwire.ports.base import POLL_US, Port, PortStatus
 from guestwire.virtio.features import Feature
 
 LONGEST_MTU = 65535
@@ -40,6 +40,7 @@ class SimplePort:
     mtu = LONGEST_MTU
     max_queue_pairs = MOST_QUEUE_PAIRS
     bounce_frames = 0
+    poll_us = POLL_US
     interface_index = None
     link_up = True
     gone = False
@@ -104,6 +105,7 @@ class PcapControl:
     mtu = LONGEST_MTU
     max_queue_pairs = 1
     bounce_frames = 0
+    poll_us = POLL_US
     offloads = SENT_OFFLOADS
     interface_index = None
     link_up = True

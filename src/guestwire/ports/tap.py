@@ -114,6 +114,7 @@ class TapControl:
     """
 
     bounce_frames = 0
+    poll_us = 0  # each poll would be a system call
 
     def __init__(self, interface: str, options: TapOptions | None = None) -> None:
         self.name = interface

@@ -36,7 +36,7 @@ from guestwire.host.netlink import wait_until_released
 from guestwire.host.privileges import Capability, permission_error
 from guestwire.host.xdp_program import REQUIRED_CAPABILITIES, XdpProgram
 from guestwire.ports import geometry, modes
-from guestwire.ports.base import Port, PortStatus
+from guestwire.ports.base import POLL_US, Port, PortStatus
 from guestwire.ports.budget import GuestBudget
 from guestwire.ports.modes import MODES, Plan
 from guestwire.ports.registration import (
@@ -99,6 +99,7 @@ class XdpControl:
         self.max_queue_pairs = 64
         self.bounce_frames = RING_ENTRIES if options.mode == "bounce" else BOUNCE_FRAMES
         self.mtu = 0
+        self.poll_us = POLL_US
         self.offloads = options.features
         self._interface: Interface | None = None
         self._gone = False

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from backend.process import wait_until
-from guestwire.testing.namespaces import Namespace
+from guestwire.testing.namespaces import NamedNamespace
 
 BAD = re.compile(r"incorrect|bad \w+ cksum|bad cksum|wrong")
 GOOD = re.compile(r"cksum 0x\w+ \(correct\)|sum ok\]")
@@ -31,7 +31,7 @@ class Watch:
         good: how many checksums were right.
     """
 
-    def __init__(self, namespace: Namespace, interface: str, folder: Path) -> None:
+    def __init__(self, namespace: NamedNamespace, interface: str, folder: Path) -> None:
         self._namespace, self._interface = namespace, interface
         self._file, self._log = folder / "seen.pcap", folder / "tcpdump.log"
         self._process: subprocess.Popen[bytes]

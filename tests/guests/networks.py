@@ -9,7 +9,7 @@ from typing import Self
 
 from backend.process import wait_until
 from guestwire.testing.guests import Guest
-from guestwire.testing.namespaces import Namespace
+from guestwire.testing.namespaces import NamedNamespace, Namespace
 from guestwire.testing.wire import Wire
 
 # RFC 3849, documentation
@@ -82,7 +82,7 @@ class BridgedWire(Wire):
 class IPv6Peer:
     """The far end of a network by its IPv6 address."""
 
-    far: Namespace
+    far: NamedNamespace
     peer_address: str = PEER_IPV6
 
 
@@ -93,16 +93,15 @@ def set_offloads(namespace: Namespace, interface: str, wanted: bool) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def add_ipv6(network: Wire, guest: Guest) -> IPv6Peer:
-    """Give the guest and its peer IPv6 addresses, known at once to be nobody else's."""
-    interface = network.peer_interface
-    with network.far.netlink() as netlink:
-        network.far.call(lambda: _enable_ipv6(interface))
+def add_ipv6(far: NamedNamespace, interface: str, guest: Guest) -> IPv6Peer:
+    """Give the guest and its peer's interface IPv6 addresses, known at once to be nobody else's."""
+    with far.netlink() as netlink:
+        far.call(lambda: _enable_ipv6(interface))
         (index,) = netlink.link_lookup(ifname=interface)
         netlink.addr("add", index=index, address=PEER_IPV6, prefixlen=IPV6_PREFIX_LENGTH)
     guest.check("echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad")
     guest.check(f"ip -6 addr add {GUEST_IPV6}/{IPV6_PREFIX_LENGTH} dev eth0")
-    return IPv6Peer(network.far)
+    return IPv6Peer(far)
 
 
 def _enable_ipv6(interface: str) -> None:

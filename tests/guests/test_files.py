@@ -89,7 +89,7 @@ def test_files_arrive_and_checksums_are_right(tmp_path: Path, kind: str, port: s
             set_offloads(wire.far, wire.peer_interface, True)
         assert int(guest.check("cat /sys/class/net/eth0/mtu")) == mtu
         guest.check(f"ip addr add {wire.guest_address}/{wire.prefix_length} dev eth0; ip link set eth0 up")
-        peers = (wire, add_ipv6(wire, guest))
+        peers = (wire, add_ipv6(wire.far, wire.peer_interface, guest))
         for peer in peers:
             guest.wait_until(f"ping -c 1 -W 1 {peer.peer_address}")
             assert transfer.to_guest(peer, guest, SIZE[kind], TIMEOUT).intact

@@ -28,26 +28,15 @@ _serials = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Namespace:
-    """A network namespace of our own, with a name that ``ip netns`` understands.
-
-    The name holds our process id: namespaces of processes that were killed are removed when the
-    next one is made.
+class NamedNamespace:
+    """A network namespace that has a name which ``ip netns`` understands.
 
     Args:
-        purpose: a word that becomes the end of the name.
-
-    Raises:
-        HostError: we may not make network namespaces.
+        name: the name.
     """
 
-    def __init__(self, purpose: str) -> None:
-        if os.geteuid() != 0:
-            raise HostError("making a network namespace needs root", "run it again through sudo")
-        remove_stale()
-        self.name = f"gw{os.getpid()}-{next(_serials)}-{purpose}"
-        pyroute2.netns.create(self.name)
-        self.call(_disable_ipv6)
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     @property
     def exists(self) -> bool:
@@ -81,6 +70,28 @@ class Namespace:
             timeout=timeout,
             check=False,
         )
+
+
+class Namespace(NamedNamespace):
+    """A network namespace of our own.
+
+    The name holds our process id: namespaces of processes that were killed are removed when the
+    next one is made.
+
+    Args:
+        purpose: a word that becomes the end of the name.
+
+    Raises:
+        HostError: we may not make network namespaces.
+    """
+
+    def __init__(self, purpose: str) -> None:
+        if os.geteuid() != 0:
+            raise HostError("making a network namespace needs root", "run it again through sudo")
+        remove_stale()
+        super().__init__(f"gw{os.getpid()}-{next(_serials)}-{purpose}")
+        pyroute2.netns.create(self.name)
+        self.call(_disable_ipv6)
 
     def remove(self) -> None:
         """Remove the namespace: its interfaces go when the last process has left it."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from guestwire.testing.guests import Guest
-from guestwire.testing.namespaces import Namespace
+from guestwire.testing.namespaces import NamedNamespace
 
 # SHA-512 is the fastest of the strong checksums that busybox has, on 64-bit processors.
 CHECKSUM_PROGRAM = "sha512sum"
@@ -32,7 +32,7 @@ class Peer(Protocol):
     """Whom the guest exchanges files with, such as the far end of a ``Wire``."""
 
     @property
-    def far(self) -> Namespace:
+    def far(self) -> NamedNamespace:
         """The network namespace that it is in."""
 
     @property

@@ -79,8 +79,9 @@ soak: setup-test $(VENV)/.built $(VENV)/.test-tools ## every byte of 22 million 
 		tests/peers/test_virtio_user.py tests/net/test_many_guests.py \
 		-k 'many_guests or (every_byte_comes_back and not wire)'
 
-soak-files: setup-test $(VENV)/.built $(VENV)/.test-tools ## 256 MiB each way: ports, modes, guests, IP versions, MTUs
-	@$(AS_ROOT) env GUESTWIRE_SOAK=1 $(CURDIR)/$(BIN)/python -m pytest tests/guests/test_files.py
+soak-files: setup-test $(VENV)/.built $(VENV)/.test-tools ## 256 MiB each way: ports, modes, guests, IP versions, MTUs, and zero copy in the lab
+	@$(AS_ROOT) env GUESTWIRE_SOAK=1 $(CURDIR)/$(BIN)/python -m pytest \
+		tests/guests/test_files.py tests/lab/test_files.py
 
 clean: ## remove what was built here (fetched kernels stay, in ~/.cache/guestwire)
 	@rm -rf $(VENV) $(DEBUG_VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -25,14 +25,15 @@ class Watch:
         namespace: where the interface is.
         interface: its name.
         folder: for what it sees.
+        room: bytes of frames that it can be behind: all that is sent, if it must see all on a busy machine.
 
     Attributes:
         bad: lines about frames with a wrong checksum, once it is over.
         good: how many checksums were right.
     """
 
-    def __init__(self, namespace: NamedNamespace, interface: str, folder: Path) -> None:
-        self._namespace, self._interface = namespace, interface
+    def __init__(self, namespace: NamedNamespace, interface: str, folder: Path, room: int = 64 << 20) -> None:
+        self._namespace, self._interface, self._room = namespace, interface, room
         self._file, self._log = folder / "seen.pcap", folder / "tcpdump.log"
         self._process: subprocess.Popen[bytes]
         self.bad: list[str] = []
@@ -41,7 +42,7 @@ class Watch:
     def __enter__(self) -> Self:
         self._log.unlink(missing_ok=True)
         # What the host sends is not looked at: it has no checksum yet.
-        looking = ["tcpdump", "-i", self._interface, "-Q", "in", "-Z", "root", "-B", "65536"]
+        looking = ["tcpdump", "-i", self._interface, "-Q", "in", "-Z", "root", "-B", str(self._room >> 10)]
         self._process = self._namespace.spawn([*looking, "-n", "-U", "-w", self._file], self._log)
         wait_until(lambda: "listening on" in self._log.read_text() or self._process.poll() is not None)
         assert self._process.poll() is None, self._log.read_text()

@@ -93,7 +93,7 @@ def test_files_arrive_and_checksums_are_right(tmp_path: Path, kind: str, port: s
         for peer in peers:
             guest.wait_until(f"ping -c 1 -W 1 {peer.peer_address}")
             assert transfer.to_guest(peer, guest, SIZE[kind], TIMEOUT).intact
-            with checksums.Watch(wire.far, wire.peer_interface, tmp_path) as seen:
+            with checksums.Watch(wire.far, wire.peer_interface, tmp_path, 2 * SIZE[kind]) as seen:
                 assert transfer.from_guest(peer, guest, SIZE[kind], TIMEOUT).intact
             assert seen.bad == []
             assert seen.good > SIZE[kind] / mtu / 2

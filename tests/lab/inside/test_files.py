@@ -61,19 +61,27 @@ def huge_pages() -> Iterator[None]:
     subprocess.run(["mount", "-o", "remount,huge=never", "/dev/shm"], check=True)
 
 
+def make_guest(socket: Path) -> UmlGuest:
+    return UmlGuest(
+        [VhostUserDevice(socket)],
+        memory_mib=MEMORY_MIB,
+        modules=["ipv6"],
+        # Each read of a guest takes milliseconds here, and this one reads more at a time than busybox'.
+        programs=[transfer.CHECKSUM_PROGRAM],
+        boot_seconds=600,
+    )
+
+
 @pytest.mark.parametrize("port", PORTS)
 def test_files_arrive_and_checksums_are_right(tmp_path: Path, cable: Cable, port: str) -> None:
-    with (
-        LabBackend(tmp_path, PORTS[port]) as backend,
-        UmlGuest([VhostUserDevice(backend.socket)], memory_mib=MEMORY_MIB, modules=["ipv6"]) as guest,
-    ):
+    with LabBackend(tmp_path, PORTS[port]) as backend, make_guest(backend.socket) as guest:
         guest.check(f"ip addr add {GUEST_ADDRESS}/{PREFIX_LENGTH} dev eth0; ip link set eth0 up")
         wait_for_carrier()
         for peer in (cable, add_ipv6(cable.far, PEER, guest)):
             guest.wait_until(f"ping -c 1 -W 1 {peer.peer_address}")
             received = transfer.to_guest(peer, guest, SIZE, TIMEOUT)
             assert received.intact
-            with checksums.Watch(cable.far, PEER, tmp_path) as seen:
+            with checksums.Watch(cable.far, PEER, tmp_path, 2 * SIZE) as seen:
                 sent = transfer.from_guest(peer, guest, SIZE, TIMEOUT)
                 assert sent.intact
             assert seen.bad == []

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from guestwire.errors import GuestwireError
+from guestwire.metrics import PairCounters, read_counters
 from guestwire.testing.namespaces import Namespace
 from guestwire.testing.processes import cpu_seconds, spawn, stop
 
@@ -97,6 +98,11 @@ class BackendProcess:
             raise BackendProcessError(f"guestwire status failed: {said}; {self.last_words()}")
         (guest,) = json.loads(answer.stdout)["guests"]
         return dict(guest)
+
+    def counters(self) -> list[PairCounters]:
+        """What its worker has counted so far, for each queue pair: read from its counter file."""
+        (file,) = (Path(self._folder.name) / "run" / str(self.pid)).glob("*.counters")
+        return read_counters(file)
 
     def last_words(self) -> str:
         """Whether it still runs, and the end of its log, for an error message."""

@@ -15,6 +15,7 @@ cdef class QueuePair:
     cdef readonly uint64_t empty
     cdef FrameStream sent_from
 
+    cdef int _begin(self, run_state *s, FrameStream to_send, FrameStream to_receive, window) except -1
     cdef void _send_from(self, FrameStream stream) noexcept
     cdef bint _run(self, run_state *s, double timeout, bint wait, FrameStream expected) except -1
     cdef int _fail(self, const run_state *s, FrameStream expected) except -1

@@ -148,6 +148,7 @@ cdef class QueuePair:
         """
         cdef run_state s
         memset(&s, 0, sizeof(s))
+        self._begin(&s, None, None, None)
         s.transmit = &self.transmit_ring.ring
         s.drain = True
         if not self._run(&s, timeout, wait, None):
@@ -165,6 +166,7 @@ cdef class QueuePair:
         cdef run_state s
         cdef uint8_t *received
         memset(&s, 0, sizeof(s))
+        self._begin(&s, None, None, None)
         s.receive = &self.receive_ring.ring
         s.received = received = <uint8_t *>malloc(RECEIVED_MOST)
         if received == NULL:
@@ -252,20 +254,13 @@ cdef class QueuePair:
         cdef run_state s
         cdef uint64_t received = 0, lost = 0
         memset(&s, 0, sizeof(s))
-        s.burst, s.drain, s.allow_loss, s.verify_sent = burst, drain, allow_loss, self.verify_sent
+        self._begin(&s, to_send, to_receive, window)
+        s.burst, s.drain, s.allow_loss = burst, drain, allow_loss
         if to_send is not None:
-            self._room(self.transmit_ring, to_send)
-            self._send_from(to_send)
-            s.transmit, s.to_send = &self.transmit_ring.ring, &to_send.stream
-            s.send_start = to_send.stream.sent
             s.send_end = s.send_start + <uint64_t>send_count
         if to_receive is not None:
-            room = self._room(self.receive_ring, to_receive)
-            s.receive, s.to_receive = &self.receive_ring.ring, &to_receive.stream
             received, lost = to_receive.stream.received, to_receive.stream.lost
-            s.receive_start = received + lost
             s.receive_end = s.receive_start + <uint64_t>receive_count
-            s.window = room if window is None else window
         s.received = <uint8_t *>malloc(RECEIVED_MOST)
         if s.received == NULL:
             raise MemoryError
@@ -292,6 +287,25 @@ cdef class QueuePair:
             f"{traffic.sent} were sent meanwhile",
             "look at the backend's counters for where it dropped them")
 
+    cdef int _begin(self, run_state *s, FrameStream to_send, FrameStream to_receive, window) except -1:
+        """Begin a run: which frames go through which rings, from where they are now."""
+        self.receive_ring._check_alive()
+        self.transmit_ring._check_alive()
+        s.mergeable = (self.receive_ring.features & MRG_RXBUF) != 0
+        s.strict, s.accept_empty, s.verify_sent = self.strict, self.accept_empty, self.verify_sent
+        s.features = self.receive_ring.features
+        if to_send is not None:
+            self._room(self.transmit_ring, to_send)
+            self._send_from(to_send)
+            s.transmit, s.to_send = &self.transmit_ring.ring, &to_send.stream
+            s.send_start = to_send.stream.sent
+        if to_receive is not None:
+            room = self._room(self.receive_ring, to_receive)
+            s.receive, s.to_receive = &self.receive_ring.ring, &to_receive.stream
+            s.receive_start = to_receive.stream.received + to_receive.stream.lost
+            s.window = room if window is None else window
+        return 0
+
     cdef void _send_from(self, FrameStream stream) noexcept:
         """Note whose frames are sent from now on: those of another stream are not verified as its own."""
         cdef driver_ring *r = &self.transmit_ring.ring
@@ -316,12 +330,8 @@ cdef class QueuePair:
         """Run until all is done (True) or nothing has moved for `timeout` seconds (False)."""
         cdef outcome result = GO_ON
         for ring in (self.receive_ring, self.transmit_ring):
-            (<DriverRing>ring)._check_alive()
             if wait and (<DriverRing>ring).ring.call_fd < 0:
                 raise ValueError("a ring without a call eventfd can only be polled")
-        s.mergeable = (self.receive_ring.features & MRG_RXBUF) != 0
-        s.strict, s.accept_empty = self.strict, self.accept_empty
-        s.features = self.receive_ring.features
         s.patience_ns = <uint64_t>(timeout * 1e9)
         s.wait = wait
         s.started_ns = s.progress_ns = now_ns()

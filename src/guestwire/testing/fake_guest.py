@@ -113,6 +113,7 @@ class FakeGuest:
         receive_layout: of the receive buffers.
         transmit_layout: of the transmit buffers.
         receive_buffers: how many buffers each receive ring gets; as many as fit if None.
+        transmit_buffers: the same for transmit rings.
         verify_sent: as for `QueuePair`.
         verify_unwritten: as for `QueuePair`.
         strict: as for `QueuePair`.
@@ -140,6 +141,7 @@ class FakeGuest:
         receive_layout: BufferLayout | None = None,
         transmit_layout: BufferLayout | None = None,
         receive_buffers: int | None = None,
+        transmit_buffers: int | None = None,
         verify_sent: bool = False,
         verify_unwritten: bool = False,
         strict: bool = True,
@@ -158,7 +160,7 @@ class FakeGuest:
         self._required = required
         self._protocol_features = protocol_features
         self._layouts = (receive_layout or BufferLayout(), transmit_layout or BufferLayout())
-        self._receive_buffers = receive_buffers
+        self._buffers = (receive_buffers, transmit_buffers)
         self._pair_options = {
             "verify_sent": verify_sent,
             "verify_unwritten": verify_unwritten,
@@ -265,9 +267,9 @@ class FakeGuest:
         kick_fd, call_fd, error_fd = (self._eventfd() for _ in range(3))
         layout = self._layouts[index % 2]
         pieces = layout.pieces(self._header_size)
-        buffers = size if layout.indirect else size // len(pieces)
-        if index % 2 == 0 and self._receive_buffers is not None:
-            buffers = self._receive_buffers
+        buffers = self._buffers[index % 2]
+        if buffers is None:
+            buffers = size if layout.indirect else size // len(pieces)
         share = layout.share(self._header_size)
         # In the last region, so that rings and buffers lie apart if there are several.
         area = self.memory.allocate(share * buffers, PAGE, region=-1)

@@ -6,6 +6,7 @@ from guestwire.testing.frame_pattern cimport frame_pattern
 
 cdef enum:
     STREAM_WINDOW = 65536       # sequence numbers back to which a repeated frame is told from a late one
+    NET_HEADER_MOST = 12        # bytes of a virtio_net_hdr
 
 cdef enum arrival:
     ARRIVED
@@ -15,6 +16,7 @@ cdef enum arrival:
 
 cdef struct frame_stream:
     frame_pattern pattern
+    uint8_t header[NET_HEADER_MOST]     # the virtio_net_hdr that a sender puts before each frame
     uint64_t sent               # frames sent, hence the next sequence number to send
     uint64_t expected           # the next sequence number to arrive
     uint64_t received           # frames that have arrived unharmed

@@ -11,6 +11,9 @@ class FrameStream:
         destination: bytes = b"\x02\x00\x00\x00\x00\x02",
         source: bytes = b"\x02\x00\x00\x00\x00\x01",
         identifier: int = 0,
+        head: bytes | None = None,
+        header: bytes | None = None,
+        whole_every: int = 1,
     ) -> None: ...
     @property
     def sent(self) -> int: ...

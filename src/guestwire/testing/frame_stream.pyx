@@ -8,8 +8,9 @@ from libc.string cimport memcpy
 
 from guestwire.testing.frame_pattern cimport (
     PATTERN_HEAD,
+    PATTERN_HEAD_MOST,
     PATTERN_LONGEST,
-    PATTERN_SHORTEST,
+    PATTERN_TAIL,
     pattern_length,
     pattern_matches,
     pattern_sequence,
@@ -37,9 +38,9 @@ cdef inline void mark_seen(frame_stream *s, uint64_t sequence, bint seen) noexce
 cdef arrival stream_accept(frame_stream *s, const uint8_t *frame, uint32_t length) noexcept nogil:
     """Verify a frame and account for it."""
     cdef uint64_t sequence, skipped
-    if length < PATTERN_SHORTEST:
+    if length < s.pattern.head_length + PATTERN_TAIL:
         return ARRIVED_CORRUPTED
-    sequence = pattern_sequence(frame)
+    sequence = pattern_sequence(&s.pattern, frame)
     if not pattern_matches(&s.pattern, sequence, frame, length):
         return ARRIVED_CORRUPTED
     if sequence < s.expected:
@@ -70,10 +71,14 @@ cdef class FrameStream:
 
     Args:
         length: bytes of a frame, without its FCS; or the shortest and the longest, between which the
-            length varies with the number. At least 32, at most 65,536.
+            length varies with the number. At least 16 more than `head`, at most 65,536.
         destination: destination MAC address, 6 bytes.
         source: source MAC address, 6 bytes.
         identifier: tells this stream from others, 16 bits.
+        head: 16 to 64 bytes with which all frames begin, instead of what these three make.
+        header: the virtio_net_hdr that a sender puts before each frame, 12 bytes; all zero if None.
+        whole_every: one frame in so many is written and compared to its last byte, the others up to 16
+            bytes behind the head: lost, repeated and cut ones show all the same. A power of two.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -85,16 +90,27 @@ cdef class FrameStream:
             raise MemoryError
 
     def __init__(self, length=64, *, destination=b"\x02\x00\x00\x00\x00\x02",
-                 source=b"\x02\x00\x00\x00\x00\x01", identifier=0):
+                 source=b"\x02\x00\x00\x00\x00\x01", identifier=0, head=None, header=None, whole_every=1):
         shortest, longest = (length, length) if isinstance(length, int) else length
-        if not PATTERN_SHORTEST <= shortest <= longest <= PATTERN_LONGEST:
-            raise ValueError(f"frames of {shortest} to {longest} bytes: "
-                             f"{PATTERN_SHORTEST} to {PATTERN_LONGEST} are possible")
         if len(destination) != 6 or len(source) != 6:
             raise ValueError("a MAC address has 6 bytes")
-        cdef bytes head = (bytes(destination) + bytes(source) + ETHERTYPE.to_bytes(2, "big")
-                           + identifier.to_bytes(2, "little"))
-        memcpy(self.stream.pattern.head, <const uint8_t *>head, PATTERN_HEAD)
+        cdef bytes begin = bytes(destination) + bytes(source) + ETHERTYPE.to_bytes(2, "big") \
+            + identifier.to_bytes(2, "little") if head is None else bytes(head)
+        cdef bytes before = bytes(NET_HEADER_MOST) if header is None else bytes(header)
+        least = len(begin) + PATTERN_TAIL
+        if not PATTERN_HEAD <= len(begin) <= PATTERN_HEAD_MOST:
+            raise ValueError(f"a head of {len(begin)} bytes: {PATTERN_HEAD} to {PATTERN_HEAD_MOST} are possible")
+        if not least <= shortest <= longest <= PATTERN_LONGEST:
+            raise ValueError(f"frames of {shortest} to {longest} bytes: "
+                             f"{least} to {PATTERN_LONGEST} are possible")
+        if len(before) != NET_HEADER_MOST:
+            raise ValueError(f"a virtio_net_hdr of {len(before)} bytes instead of {NET_HEADER_MOST}")
+        if whole_every < 1 or whole_every & (whole_every - 1):
+            raise ValueError(f"whole_every is {whole_every}, not a power of two")
+        memcpy(self.stream.pattern.head, <const uint8_t *>begin, len(begin))
+        memcpy(self.stream.header, <const uint8_t *>before, NET_HEADER_MOST)
+        self.stream.pattern.head_length = len(begin)
+        self.stream.pattern.whole_mask = whole_every - 1
         self.stream.pattern.shortest = shortest
         self.stream.pattern.longest = longest
 
@@ -160,9 +176,9 @@ cdef class FrameStream:
 def explain_arrival(stream: FrameStream, data: bytes, int how, expected: int) -> str:
     """Return a sentence about a frame that did not arrive as it should."""
     cdef const uint8_t *frame = data
-    if len(data) < PATTERN_SHORTEST:
+    if len(data) < stream.stream.pattern.head_length + PATTERN_TAIL:
         return f"a frame of {len(data)} bytes arrived instead of number {expected}"
-    sequence = pattern_sequence(frame)
+    sequence = pattern_sequence(&stream.stream.pattern, frame)
     if how == ARRIVED_AGAIN:
         return f"frame {sequence} arrived again, expected was number {expected}"
     if how == ARRIVED_LATE:

@@ -33,11 +33,15 @@ cdef struct run_state:
     bint allow_loss
     bint verify_sent
     bint mergeable              # VIRTIO_NET_F_MRG_RXBUF
+    bint count_only             # take whatever arrives and count it
     bint strict                 # what no driver looks at must be right, too
     bint accept_empty           # a receive buffer may come back with nothing in it
     uint64_t features           # what was negotiated: it says what the device may set in a header
     uint64_t patience_ns
     # What happened.
+    uint64_t taken_back         # frames that were sent and that the device has given back
+    uint64_t arrived            # frames that were only counted
+    uint64_t arrived_bytes
     uint64_t started_ns
     uint64_t progress_ns        # when something moved last
     device_fault fault
@@ -51,4 +55,6 @@ cdef struct run_state:
     uint8_t *received           # RECEIVED_MOST bytes: the last frame, if it was not in one piece
 
 cdef uint64_t now_ns() noexcept nogil
+cdef int turn(run_state *s) noexcept nogil
+cdef bint is_done(const run_state *s) noexcept nogil
 cdef outcome run(run_state *s) noexcept nogil

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 import guestwire
+from guestwire.cli.bench import bench
 from guestwire.cli.demo import demo
 from guestwire.cli.doctor import doctor
 from guestwire.cli.rebind import rebind
@@ -27,6 +28,7 @@ app.command()(status)
 app.command()(rebind)
 app.command()(doctor)
 app.command()(demo)
+app.command()(bench)
 
 
 def _version(asked: bool) -> None:

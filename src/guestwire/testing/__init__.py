@@ -37,6 +37,7 @@ from guestwire.testing.faults import BackendError, DeviceError, VerificationErro
 from guestwire.testing.frame_stream import FrameStream
 from guestwire.testing.frontend import Frontend
 from guestwire.testing.layout import BufferLayout
+from guestwire.testing.load import Load, LoadWindow
 from guestwire.testing.memory import Block, PageKind, Region, SharedMemory
 from guestwire.testing.packet_socket import PacketSocket
 from guestwire.testing.raw_ring import RawRing
@@ -57,6 +58,8 @@ __all__ = [
     "FrameStream",
     "Frontend",
     "GuestRing",
+    "Load",
+    "LoadWindow",
     "PacketSocket",
     "PageKind",
     "QueuePair",

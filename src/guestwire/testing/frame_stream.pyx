@@ -99,7 +99,8 @@ cdef class FrameStream:
         cdef bytes before = bytes(NET_HEADER_MOST) if header is None else bytes(header)
         least = len(begin) + PATTERN_TAIL
         if not PATTERN_HEAD <= len(begin) <= PATTERN_HEAD_MOST:
-            raise ValueError(f"a head of {len(begin)} bytes: {PATTERN_HEAD} to {PATTERN_HEAD_MOST} are possible")
+            raise ValueError(f"a head of {len(begin)} bytes: "
+                             f"{PATTERN_HEAD} to {PATTERN_HEAD_MOST} are possible")
         if not least <= shortest <= longest <= PATTERN_LONGEST:
             raise ValueError(f"frames of {shortest} to {longest} bytes: "
                              f"{least} to {PATTERN_LONGEST} are possible")

@@ -106,7 +106,8 @@ cdef int one_trip(run_state *s, uint64_t end) noexcept nogil:
 cdef class Load:
     """Frames from one thread through some queue pairs to a device, and back if it returns them.
 
-    It goes on where it stopped: frames stay with the device between two calls. All calls come from one thread.
+    It goes on where it stopped: frames stay with the device between two calls, which all come from one
+    thread.
 
     Args:
         pairs: the queue pairs, used by nobody else meanwhile.

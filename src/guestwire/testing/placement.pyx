@@ -58,13 +58,13 @@ cdef uint64_t serve_balls(ball *b, uint64_t deadline) noexcept nogil:
     cdef uint64_t start, took
     cdef uint64_t shortest = 0
     cdef uint32_t i = 0
-    cdef uint32_t batch, trip
+    cdef uint32_t _batch, _trip
     store_relaxed_u32(&b.position, 1)
     if not meet(b, 2, deadline):
         return 0
-    for batch in range(BATCHES):
+    for _batch in range(BATCHES):
         start = clock_ns(CLOCK_MONOTONIC)
-        for trip in range(ROUND_TRIPS):
+        for _trip in range(ROUND_TRIPS):
             i += 1
             store_relaxed_u32(&b.position, 2 * i + 1)
             if not meet(b, 2 * i + 2, deadline):
@@ -78,8 +78,8 @@ cdef uint64_t work(uint64_t rounds) noexcept nogil:
     """Keep the multiplier busy, of which a core has one; return nanoseconds of CPU time."""
     cdef uint64_t start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
     cdef uint64_t a = start | 1, b = start + 2 | 1, c = start + 4 | 1, d = start + 6 | 1
-    cdef uint64_t i
-    for i in range(rounds):
+    cdef uint64_t _
+    for _ in range(rounds):
         a *= <uint64_t>0x9E3779B97F4A7C15
         b *= <uint64_t>0xBF58476D1CE4E5B9
         c *= <uint64_t>0x94D049BB133111EB

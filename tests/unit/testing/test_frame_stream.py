@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,3 +98,44 @@ def test_impossible_lengths(length: int | tuple[int, int]) -> None:
 def test_a_mac_address_has_six_bytes() -> None:
     with pytest.raises(ValueError, match="6 bytes"):
         FrameStream(destination=bytes(5))
+
+
+def test_other_headers_take_the_place_of_the_first_bytes() -> None:
+    head = bytes(range(54))
+    stream = FrameStream((70, 200), head=head)
+    frames = stream.take(50)
+    assert all(frame[:62] == head + i.to_bytes(8, "little") for i, frame in enumerate(frames))
+    for frame in frames:
+        stream.accept(frame)
+    with pytest.raises(VerificationError, match="byte 53 is 0xff instead of 0x35"):
+        stream.accept(frames[0][:53] + b"\xff" + frames[0][54:])
+
+
+def test_most_frames_may_be_left_as_they_are() -> None:
+    stream = FrameStream(100, whole_every=4)
+    frames = [bytearray(frame) for frame in stream.take(8)]
+    for i, frame in enumerate(frames):
+        assert (frame[32:] == bytes(68)) == (i % 4 != 0)
+    frames[1][-1] ^= 1
+    for frame in frames[:4]:
+        stream.accept(frame)
+    frames[4][-1] ^= 1
+    with pytest.raises(VerificationError, match="byte 99"):
+        stream.accept(frames[4])
+    with pytest.raises(VerificationError, match="has 99 bytes instead of 100"):
+        stream.accept(frames[5][:99])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"head": bytes(15)}, "a head of 15 bytes"),
+        ({"head": bytes(65)}, "a head of 65 bytes"),
+        ({"head": bytes(64), "length": 79}, "frames of 79 to 79 bytes: 80 to 65536"),
+        ({"header": bytes(10)}, "a virtio_net_hdr of 10 bytes"),
+        ({"whole_every": 3}, "not a power of two"),
+    ],
+)
+def test_streams_that_cannot_be(arguments: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        FrameStream(**arguments)

@@ -205,8 +205,9 @@ class _Moved:
     def __init__(self, before: list[PairCounters], after: list[PairCounters], kind: Kind) -> None:
         old, new = (total(pair["tx"] for pair in pairs) for pairs in (before, after))
         gone = {reason: count - old["drops"].get(reason, 0) for reason, count in new["drops"].items()}
-        self.frames = new["frames"] - old["frames"] + sum(gone.values())
         self.drops = {why: count for why, count in gone.items() if count and why not in kind.expected_drops}
+        self.frames = new["frames"] - old["frames"] + sum(self.drops.values())
+        self.taken = 1 - sum(self.drops.values()) / max(1, self.frames)
         self.passes, self.sleeps = (
             sum(pair["worker"][name] for pair in after) - sum(pair["worker"][name] for pair in before)
             for name in ("bursts", "sleeps")
@@ -223,7 +224,8 @@ def window_of(
     ran = backend.run or backend.user + backend.system
     return Window(
         seconds=seconds,
-        sent=sum(load.sent for load in loads) - sum(moved.drops.values()),
+        # A share, since both sides count at moments of their own.
+        sent=round(sum(load.sent for load in loads) * moved.taken),
         received=sum(load.received for load in loads),
         received_bytes=sum(load.received_bytes for load in loads),
         drops=moved.drops,

@@ -276,7 +276,10 @@ cdef inline void ring_post(driver_ring *r, uint16_t count) noexcept nogil:
     for i in range(count):
         if r.verify_unwritten:
             buffer_paint(r, r.free[r.free_count + i])
-        buffer_write(r, r.free[r.free_count + i], 0, spoilt, r.header_size)
+        if r.contiguous and r.header_size == 12:
+            memcpy(buffer_at(r, r.free[r.free_count + i]) + r.header_offset, spoilt, 12)
+        else:
+            buffer_write(r, r.free[r.free_count + i], 0, spoilt, r.header_size)
         buffer_offer(r, r.free[r.free_count + i], r.capacity)
     if ring_publish(r):
         ring_kick(r)

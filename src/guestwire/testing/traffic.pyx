@@ -137,7 +137,10 @@ cdef int send_burst(run_state *s) noexcept nogil:
         buffer = r.free[r.free_count]
         length = pattern_length(&stream.pattern, stream.sent)
         if r.contiguous:
-            memcpy(buffer_at(r, buffer) + r.header_offset, stream.header, r.header_size)
+            if r.header_size == sizeof(net_header):
+                memcpy(buffer_at(r, buffer) + r.header_offset, stream.header, sizeof(net_header))
+            else:
+                memcpy(buffer_at(r, buffer) + r.header_offset, stream.header, r.header_size)
             pattern_write(&stream.pattern, stream.sent, buffer_at(r, buffer) + r.frame_offset, length)
         else:
             memcpy(s.received, stream.header, r.header_size)
@@ -214,7 +217,11 @@ cdef int take_frame(run_state *s, uint16_t waiting, const uint8_t **frame) noexc
         if length < r.header_size:
             return broken(s, r, NET_HEADER)
         s.header.num_buffers = 1    # a short header has no such field
-        buffer_read(r, buffer, 0, <uint8_t *>&s.header, r.header_size)
+        if r.contiguous and r.header_size == sizeof(net_header):
+            # The usual case, with a length that the compiler knows: it takes no call.
+            memcpy(&s.header, buffer_at(r, buffer) + r.header_offset, sizeof(net_header))
+        else:
+            buffer_read(r, buffer, 0, <uint8_t *>&s.header, r.header_size)
         fault = check_header(s, waiting)
     s.frame_buffers = 0
     s.received_length = 0

@@ -132,7 +132,7 @@ class _Drawing:
             parts.append(_text(self._left - 8, y + 4, _tick(tick), "soft", anchor="end", size=12))
         parts.append(
             f'<text class="soft" font-size="12" text-anchor="middle" '
-            f'transform="translate(12 {middle:.1f}) rotate(-90)">{escape(chart.unit)}</text>'
+            f'transform="translate(8 {middle:.1f}) rotate(-90)">{escape(chart.unit)}</text>'
         )
         for i, name in enumerate(chart.categories):
             parts.append(_text(self._centre(i), self._bottom + 17, name, "ink", anchor="middle", size=12))

@@ -1,41 +1,33 @@
 # cython: language_level=3
-"""Reading chains of descriptors, which are the driver's (virtio 1.3, 2.7.5).
+"""Reading the chains of a split ring, whose descriptors are the driver's (virtio 1.3, 2.7.5).
 
 Each descriptor is read once into locals, checked, and only the result is kept; the order of the checks is
 that of guestwire.virtio.ring_errors.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from guestwire.datapath.abi cimport (
     DESCRIPTOR_F_INDIRECT,
     DESCRIPTOR_F_NEXT,
-    DESCRIPTOR_F_WRITE,
     split_descriptor,
 )
 from guestwire.datapath.atomics cimport load_relaxed_u16, load_relaxed_u64
-from guestwire.datapath.split_ring cimport (
-    ADDRESS_OUTSIDE_MEMORY,
+from guestwire.datapath.ring cimport (
     BURST_SEGMENTS,
-    CHAIN_TOO_LARGE,
-    CHAIN_TOO_LONG,
-    DIRECTION,
     HEAD_IN_FLIGHT,
     HEAD_OUT_OF_RANGE,
-    INDIRECT_LENGTH,
     INDIRECT_NESTED,
     INDIRECT_NOT_NEGOTIATED,
     INDIRECT_WITH_NEXT,
     NEXT_OUT_OF_RANGE,
     RING_OK,
-    ZERO_LENGTH,
     burst,
     chain,
     ring_broken,
-    segment,
-    split_ring,
 )
-from guestwire.datapath.window cimport region, window_translate
+from guestwire.datapath.split_ring cimport split_ring
+from guestwire.datapath.window cimport region
 
 
 cdef inline split_descriptor read_descriptor(const split_descriptor *d) noexcept nogil:
@@ -51,39 +43,8 @@ cdef inline split_descriptor read_descriptor(const split_descriptor *d) noexcept
     return copy
 
 
-cdef enum:
-    BURST_FULL = 0xFFFF         # not the driver's fault: the next burst has room for the chain
-
-
-cdef inline uint32_t read_buffer(
-    split_ring *ring, uint16_t head, const split_descriptor *d, burst *b, chain *c
-) noexcept nogil:
-    """Check one buffer descriptor and append it to the chain."""
-    cdef uint64_t offset
-    cdef segment *s
-    if c.segment_count >= ring.size or c.segment_count >= BURST_SEGMENTS:
-        return ring_broken(ring, CHAIN_TOO_LONG, head, c.segment_count)
-    if c.first_segment + c.segment_count >= BURST_SEGMENTS:
-        return BURST_FULL
-    if d.flags & DESCRIPTOR_F_WRITE != ring.direction:
-        return ring_broken(ring, DIRECTION, head, d.flags)
-    if d.length == 0:
-        return ring_broken(ring, ZERO_LENGTH, head, d.address)
-    offset = window_translate(ring.window, &ring.region_hint, d.address, d.length)
-    if offset == 0:
-        return ring_broken(ring, ADDRESS_OUTSIDE_MEMORY, head, d.address)
-    if c.length + d.length < c.length:
-        return ring_broken(ring, CHAIN_TOO_LARGE, head, d.length)
-    s = &b.segments[c.first_segment + c.segment_count]
-    s.offset = offset
-    s.length = d.length
-    c.segment_count += 1
-    c.length += d.length
-    return RING_OK
-
-
 cdef uint32_t read_table(
-    split_ring *ring, uint16_t head, const split_descriptor *table, uint32_t entries,
+    ring *r, uint16_t head, const split_descriptor *table, uint32_t entries,
     uint32_t index, bint nested, burst *b, chain *c
 ) noexcept nogil:
     """Follow a chain through `table` from `index`; one level of recursion for an indirect table.
@@ -96,27 +57,25 @@ cdef uint32_t read_table(
     while True:
         d = read_descriptor(&table[index])
         if d.flags & DESCRIPTOR_F_INDIRECT:
-            if not ring.indirect:
-                return ring_broken(ring, INDIRECT_NOT_NEGOTIATED, head, index)
+            if not r.indirect:
+                return ring_broken(r, INDIRECT_NOT_NEGOTIATED, head, index)
             if nested:
-                return ring_broken(ring, INDIRECT_NESTED, head, index)
+                return ring_broken(r, INDIRECT_NESTED, head, index)
             if d.flags & DESCRIPTOR_F_NEXT:
-                return ring_broken(ring, INDIRECT_WITH_NEXT, head, index)
-            if d.length == 0 or d.length % sizeof(split_descriptor):
-                return ring_broken(ring, INDIRECT_LENGTH, head, d.length)
-            offset = window_translate(ring.window, &ring.region_hint, d.address, d.length)
+                return ring_broken(r, INDIRECT_WITH_NEXT, head, index)
+            offset = find_table(r, head, d.address, d.length)
             if offset == 0:
-                return ring_broken(ring, ADDRESS_OUTSIDE_MEMORY, head, d.address)
+                return r.error
             return read_table(
-                ring, head, <const split_descriptor *>(ring.window.base + offset),
-                d.length // sizeof(split_descriptor), 0, True, b, c)
-        error = read_buffer(ring, head, &d, b, c)
+                r, head, <const split_descriptor *>(r.window.base + offset),
+                d.length // DESCRIPTOR_SIZE, 0, True, b, c)
+        error = read_buffer(r, head, d.address, d.length, d.flags, b, c)
         if error:
             return error
         if not d.flags & DESCRIPTOR_F_NEXT:
             return RING_OK
         if d.next >= entries:
-            return ring_broken(ring, NEXT_OUT_OF_RANGE, head, d.next)
+            return ring_broken(r, NEXT_OUT_OF_RANGE, head, d.next)
         index = d.next
 
 
@@ -126,14 +85,10 @@ cdef uint32_t read_chain(split_ring *ring, uint16_t head, burst *b, chain *c) no
     Returns RING_OK, BURST_FULL, or the RingError, which is then the ring's as well.
     """
     cdef uint32_t error
-    c.head = head
-    c.length = 0
-    c.segment_count = 0
-    c.first_segment = b.segment_end
-    error = read_table(ring, head, ring.descriptors, ring.size, head, False, b, c)
+    chain_begin(c, head, b)
+    error = read_table(&ring.common, head, ring.descriptors, ring.common.size, head, False, b, c)
     if error == RING_OK:
-        c.offset = b.segments[c.first_segment].offset
-        c.first_length = b.segments[c.first_segment].length
+        chain_end(c, b)
     return error
 
 
@@ -142,13 +97,13 @@ cdef uint32_t read_chains(split_ring *ring, burst *b, uint32_t count) noexcept n
     # In locals: a store to in_flight might change anything else, for all that the compiler knows.
     cdef const split_descriptor *descriptors = ring.descriptors
     cdef const uint16_t *entries = ring.available.ring
-    cdef const region *r = &ring.window.regions[ring.region_hint]
+    cdef const region *r = &ring.common.window.regions[ring.common.region_hint]
     cdef uint64_t region_address = r.guest_address
     cdef uint64_t region_size = r.size
     cdef uint64_t region_offset = r.offset
-    cdef uint8_t *in_flight = ring.in_flight
-    cdef uint16_t direction = ring.direction
-    cdef uint32_t size = ring.size
+    cdef uint16_t *in_flight = ring.common.in_flight
+    cdef uint16_t direction = ring.common.direction
+    cdef uint32_t size = ring.common.size
     cdef uint32_t mask = ring.mask
     cdef uint32_t position = ring.last_available
     cdef uint32_t segment_end = b.segment_end
@@ -159,10 +114,10 @@ cdef uint32_t read_chains(split_ring *ring, burst *b, uint32_t count) noexcept n
     for i in range(count):
         head = load_relaxed_u16(&entries[position & mask])
         if head >= size:
-            ring_broken(ring, HEAD_OUT_OF_RANGE, head, position & mask)
+            ring_broken(&ring.common, HEAD_OUT_OF_RANGE, head, position & mask)
             break
         if in_flight[head]:
-            ring_broken(ring, HEAD_IN_FLIGHT, head, position & mask)
+            ring_broken(&ring.common, HEAD_IN_FLIGHT, head, position & mask)
             break
         d = read_descriptor(&descriptors[head])
         distance = d.address - region_address
@@ -182,7 +137,7 @@ cdef uint32_t read_chains(split_ring *ring, burst *b, uint32_t count) noexcept n
             if read_chain(ring, head, b, c):
                 break
             segment_end += c.segment_count
-            r = &ring.window.regions[ring.region_hint]
+            r = &ring.common.window.regions[ring.common.region_hint]
             region_address, region_size, region_offset = r.guest_address, r.size, r.offset
         in_flight[head] = 1
         position += 1

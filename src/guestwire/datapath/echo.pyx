@@ -25,7 +25,7 @@ from guestwire.datapath.frames cimport (
 )
 from guestwire.datapath.port cimport Port, pair_context, port_interface
 from guestwire.datapath.sent_frame cimport sent_frame, sent_frame_begin, sent_frame_next
-from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 
 cdef enum:
     LONGEST_FRAME = 65550   # 64 KiB and an Ethernet header

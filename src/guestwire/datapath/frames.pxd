@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memmove
 from guestwire.datapath.abi cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, net_header, used_element
 from guestwire.datapath.counters cimport DROP_TOO_LONG, DROP_TOO_SHORT
 from guestwire.datapath.port cimport pair_context
-from guestwire.datapath.split_ring cimport burst, chain
+from guestwire.datapath.ring cimport burst, chain
 
 cdef enum:
     ETHERNET_HEADER = 14

@@ -16,7 +16,7 @@ from guestwire.datapath.abi cimport (
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 from guestwire.datapath.counters cimport DROP_BAD_OFFLOAD, DROP_NOT_NEGOTIATED
-from guestwire.datapath.split_ring cimport BURST_CHAINS
+from guestwire.datapath.ring cimport BURST_CHAINS
 
 
 cdef void copy_header(

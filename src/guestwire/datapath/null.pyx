@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.counters cimport DROP_PORT
 from guestwire.datapath.port cimport Port, pair_context, port_interface
-from guestwire.datapath.split_ring cimport BURST_CHAINS, burst, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, burst, chain
 
 cdef struct null_port:
     port_interface base

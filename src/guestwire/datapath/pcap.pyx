@@ -30,7 +30,7 @@ from guestwire.datapath.frames cimport (
 )
 from guestwire.datapath.port cimport Port, port_interface
 from guestwire.datapath.sent_frame cimport sent_frame, sent_frame_begin, sent_frame_next
-from guestwire.datapath.split_ring cimport BURST_CHAINS, burst, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, burst, chain
 
 cdef enum:
     LONGEST_FRAME = 65550

@@ -4,14 +4,14 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.counters cimport pair_counters
-from guestwire.datapath.split_ring cimport burst, split_ring
+from guestwire.datapath.ring cimport burst, ring
 from guestwire.datapath.window cimport window
 
 # What a port may use of its queue pair.
 cdef struct pair_context:
     const window *window
-    split_ring *rx
-    split_ring *tx
+    ring *rx
+    ring *tx
     burst *buffers              # receive chains popped and not yet taken by the port
     pair_counters *counters
     uint16_t header_size        # of virtio_net_hdr: 12, or 10 for a legacy guest

@@ -1,19 +1,19 @@
 from guestwire.datapath.counters import Counters
 from guestwire.datapath.port import Port
-from guestwire.datapath.split_ring import SplitRing
+from guestwire.datapath.ring import Ring
 from guestwire.datapath.window import Window
 
 class QueuePair:
     window: Window
     port: Port
-    rx: SplitRing
-    tx: SplitRing
+    rx: Ring
+    tx: Ring
     def __init__(
         self,
         window: Window,
         port: Port,
-        rx: SplitRing,
-        tx: SplitRing,
+        rx: Ring,
+        tx: Ring,
         *,
         header_size: int = 12,
         mergeable: bool = False,

@@ -30,18 +30,17 @@ from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.atomics cimport cpu_relax, load_relaxed_u32, store_relaxed_u32
 from guestwire.datapath.counters cimport DROP_RING_DISABLED, Counters
 from guestwire.datapath.port cimport Port, pair_context, port_interface
-from guestwire.datapath.split_ring cimport (
+from guestwire.datapath.ring cimport (
     BURST_CHAINS,
-    SplitRing,
+    Ring,
     burst,
-
-    split_ring,
-    split_ring_call,
-    split_ring_disable_notifications,
-    split_ring_enable_notifications,
-    split_ring_pop,
-    split_ring_publish,
-    split_ring_push,
+    ring,
+    ring_call,
+    ring_disable_notifications,
+    ring_enable_notifications,
+    ring_pop,
+    ring_publish,
+    ring_push,
 )
 from guestwire.datapath.window cimport Window
 
@@ -91,7 +90,7 @@ cdef uint32_t discard(worker *w) noexcept nogil:
         count += 1
         w.frames.first += 1
     w.pair.counters.tx.drops[DROP_RING_DISABLED] += count
-    split_ring_push(w.pair.tx, done, count)
+    ring_push(w.pair.tx, done, count)
     return count
 
 
@@ -103,9 +102,9 @@ cdef inline void finish_frame(worker *w) noexcept nogil:
     w.frames.end = end
 
 
-cdef inline void call(split_ring *ring, uint64_t *calls) noexcept nogil:
-    if split_ring_publish(ring):
-        split_ring_call(ring)
+cdef inline void call(ring *r, uint64_t *calls) noexcept nogil:
+    if ring_publish(r):
+        ring_call(r)
         calls[0] += 1
 
 
@@ -115,12 +114,12 @@ cdef uint32_t collect(worker *w) noexcept nogil:
     cdef uint32_t moved = 0
     cdef uint32_t count = w.port.tx_poll(w.port, &done)
     if count:
-        split_ring_push(w.pair.tx, done, count)
+        ring_push(w.pair.tx, done, count)
         moved += count
     if w.pair.receiving:
         count = w.port.rx_poll(w.port, &done)
         if count:
-            split_ring_push(w.pair.rx, done, count)
+            ring_push(w.pair.rx, done, count)
             moved += count
     # Transmit first: a driver that gets a frame back wants its transmit buffer back as well, to send it on.
     call(w.pair.tx, &w.pair.counters.tx_calls)
@@ -134,7 +133,7 @@ cdef uint32_t post(worker *w) noexcept nogil:
     w.pair.receiving = load_relaxed_u32(&w.rx_enabled)
     if w.pair.receiving:
         if w.buffers.end - w.buffers.first <= BURST_CHAINS // 2 or w.port.wants_buffers:
-            popped = split_ring_pop(w.pair.rx, &w.buffers, BURST_CHAINS)
+            popped = ring_pop(w.pair.rx, &w.buffers, BURST_CHAINS)
         w.port.rx_post(w.port, &w.buffers)
     return popped
 
@@ -146,7 +145,7 @@ cdef uint32_t step(worker *w) noexcept nogil:
     cdef uint32_t waiting
     p.progress = False
     if w.frames.first == w.frames.end:
-        split_ring_pop(w.pair.tx, &w.frames, BURST_CHAINS)
+        ring_pop(w.pair.tx, &w.frames, BURST_CHAINS)
     waiting = w.frames.end - w.frames.first
     if waiting:
         if load_relaxed_u32(&w.tx_enabled):
@@ -181,11 +180,11 @@ cdef bint ask_for_kicks(worker *w) noexcept nogil:
     """Enable the notifications that can end an idle time; return whether work is there already."""
     cdef bint more = False
     if w.frames.first == w.frames.end and not w.pair.tx.error:
-        more |= split_ring_enable_notifications(w.pair.tx)
+        more |= ring_enable_notifications(w.pair.tx)
     # Only buffers that there is room for are work: with a full burst the port waits for something else.
     if (w.port.wants_buffers and w.buffers.end - w.buffers.first < BURST_CHAINS
             and load_relaxed_u32(&w.rx_enabled) and not w.pair.rx.error):
-        more |= split_ring_enable_notifications(w.pair.rx)
+        more |= ring_enable_notifications(w.pair.rx)
     return more
 
 
@@ -209,8 +208,8 @@ cdef void sleep_until_event(worker *w) noexcept nogil:
             w.poll_ns = min(max(2 * w.poll_ns, 1000), w.poll_ns_most)
         else:
             w.poll_ns = w.poll_ns // 2
-    split_ring_disable_notifications(w.pair.tx)
-    split_ring_disable_notifications(w.pair.rx)
+    ring_disable_notifications(w.pair.tx)
+    ring_disable_notifications(w.pair.rx)
 
 
 cdef void loop(worker *w) noexcept nogil:
@@ -267,8 +266,8 @@ cdef class QueuePair:
     cdef worker *w
     cdef readonly Window window
     cdef readonly Port port
-    cdef readonly SplitRing rx
-    cdef readonly SplitRing tx
+    cdef readonly Ring rx
+    cdef readonly Ring tx
     cdef Counters counters
 
     def __cinit__(self):
@@ -277,13 +276,13 @@ cdef class QueuePair:
             raise MemoryError
         self.w.epoll_fd = self.w.wake_fd = -1
 
-    def __init__(self, Window window, Port port, SplitRing rx, SplitRing tx, *, header_size=12,
+    def __init__(self, Window window, Port port, Ring rx, Ring tx, *, header_size=12,
                  mergeable=False, offloads=0, Counters counters, index=0, poll_us=50, trouble_fd=-1):
         cdef worker *w = self.w
         self.window, self.port, self.rx, self.tx, self.counters = window, port, rx, tx, counters
         w.pair.window = &window.w
-        w.pair.rx = &rx.ring
-        w.pair.tx = &tx.ring
+        w.pair.rx = rx.ring
+        w.pair.tx = tx.ring
         w.pair.buffers = &w.buffers
         w.pair.header_size = header_size
         w.pair.mergeable = mergeable

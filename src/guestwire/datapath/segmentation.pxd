@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from guestwire.datapath.abi cimport net_header
 from guestwire.datapath.frames cimport piece
-from guestwire.datapath.split_ring cimport BURST_SEGMENTS
+from guestwire.datapath.ring cimport BURST_SEGMENTS
 
 cdef enum:
     MOST_HEADER = 512           # bytes of headers that a segment can have

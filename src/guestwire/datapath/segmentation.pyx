@@ -28,7 +28,7 @@ from guestwire.datapath.abi cimport (
 from guestwire.datapath.checksum cimport checksum_fold, checksum_pieces, checksum_sum
 from guestwire.datapath.counters cimport DROP_BAD_OFFLOAD
 from guestwire.datapath.frames cimport ETHERNET_HEADER, GOOD_FRAME, piece
-from guestwire.datapath.split_ring cimport BURST_SEGMENTS
+from guestwire.datapath.ring cimport BURST_SEGMENTS
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint16_t htons(uint16_t value)

@@ -11,7 +11,7 @@ from guestwire.datapath.abi cimport net_header
 from guestwire.datapath.frames cimport piece
 from guestwire.datapath.port cimport pair_context
 from guestwire.datapath.segmentation cimport MOST_HEADER, segmenter
-from guestwire.datapath.split_ring cimport BURST_SEGMENTS, burst, chain
+from guestwire.datapath.ring cimport BURST_SEGMENTS, burst, chain
 
 cdef struct sent_frame:
     bint under_way              # for the port: it was begun, and not all of it was taken

@@ -22,7 +22,7 @@ from guestwire.datapath.segmentation cimport (
     segmenter_payload,
     segmenter_write,
 )
-from guestwire.datapath.split_ring cimport BURST_SEGMENTS, burst, chain
+from guestwire.datapath.ring cimport BURST_SEGMENTS, burst, chain
 
 
 cdef uint64_t features_to_receive(const net_header *header, bint ipv4) noexcept nogil:

@@ -1,18 +1,14 @@
 # cython: language_level=3
 """The device side of one split virtqueue (virtio 1.3, 2.7).
 
-The driver owns the descriptor table and the available ring, we own the used ring. The first broken rule
-stops the ring for good: ``error`` is set, and what was popped before it remains valid.
+The driver owns the descriptor table and the available ring, we own the used ring.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memmove
-from posix.unistd cimport write
+from libc.stdint cimport uint16_t, uint32_t
+from libc.stdlib cimport calloc
 
 from guestwire.datapath.abi cimport (
     AVAILABLE_F_NO_INTERRUPT,
-    DESCRIPTOR_F_WRITE,
     USED_F_NO_NOTIFY,
     split_available,
     split_descriptor,
@@ -26,37 +22,16 @@ from guestwire.datapath.atomics cimport (
     store_relaxed_u16,
     store_release_u16,
 )
-from guestwire.datapath.chains cimport read_chains
+from guestwire.datapath.chains cimport read_chain, read_chains
+from guestwire.datapath.ring cimport AVAILABLE_INDEX, BURST_CHAINS, burst, chain, make_room, ring_broken
 from guestwire.datapath.window cimport Window
 
 
-cdef inline void make_room(burst *b) noexcept nogil:
-    """Move what is left of a burst to its front."""
-    cdef uint32_t count = b.end - b.first
-    cdef uint32_t i, base
-    if b.first == 0:
-        return
-    if count == 0:
-        b.segment_end = 0
-    else:
-        memmove(&b.chains[0], &b.chains[b.first], count * sizeof(chain))
-        base = b.chains[0].first_segment
-        memmove(&b.segments[0], &b.segments[base], (b.segment_end - base) * sizeof(segment))
-        b.segment_end -= base
-        for i in range(count):
-            b.chains[i].first_segment -= base
-    b.first = 0
-    b.end = count
-
-
-cdef uint32_t split_ring_pop(split_ring *ring, burst *b, uint32_t most) noexcept nogil:
-    """Take up to `most` chains that the driver made available, behind those left in `b`.
-
-    Returns how many were taken. At a broken rule it stops there and sets the ring's error.
-    """
+cdef uint32_t split_ring_pop(ring *self, burst *b, uint32_t most) noexcept nogil:
+    cdef split_ring *ring = <split_ring *>self
     cdef uint16_t available
     cdef uint32_t waiting, taken
-    if ring.error:
+    if self.error:
         return 0
     # Acquire: the entries and descriptors below are read after the index that announces them; pairs
     # with the driver's barrier before it stores the index (2.7.13.3).
@@ -64,8 +39,8 @@ cdef uint32_t split_ring_pop(split_ring *ring, burst *b, uint32_t most) noexcept
     waiting = <uint16_t>(available - ring.last_available)
     if waiting == 0:
         return 0
-    if waiting > ring.size:
-        ring_broken(ring, AVAILABLE_INDEX, ring.last_available, available)
+    if waiting > self.size:
+        ring_broken(self, AVAILABLE_INDEX, ring.last_available, available)
         return 0
     make_room(b)
     if waiting > most:
@@ -74,15 +49,15 @@ cdef uint32_t split_ring_pop(split_ring *ring, burst *b, uint32_t most) noexcept
         waiting = BURST_CHAINS - b.end
     taken = read_chains(ring, b, waiting)
     b.end += taken
-    ring.in_flight_count += taken
+    self.in_flight_count += taken
     ring.last_available += taken
     return taken
 
 
-cdef void split_ring_push(split_ring *ring, const used_element *elements, uint32_t count) noexcept nogil:
-    """Write used elements; the driver sees them at the next split_ring_publish."""
+cdef void split_ring_push(ring *self, const used_element *elements, uint32_t count) noexcept nogil:
+    cdef split_ring *ring = <split_ring *>self
     cdef used_element *used = ring.used.ring
-    cdef uint8_t *in_flight = ring.in_flight
+    cdef uint16_t *in_flight = self.in_flight
     cdef uint32_t mask = ring.mask
     cdef uint32_t next_used = ring.next_used
     cdef uint32_t i
@@ -90,11 +65,12 @@ cdef void split_ring_push(split_ring *ring, const used_element *elements, uint32
         used[(next_used + i) & mask] = elements[i]
         in_flight[elements[i].id] = 0
     ring.next_used += count
-    ring.in_flight_count -= count
+    self.in_flight_count -= count
 
 
-cdef bint split_ring_publish(split_ring *ring) noexcept nogil:
-    """Let the driver see what was pushed; return whether it wants to be called for that (2.7.7, 2.7.10)."""
+cdef bint split_ring_publish(ring *self) noexcept nogil:
+    """See ring_publish (2.7.7, 2.7.10)."""
+    cdef split_ring *ring = <split_ring *>self
     cdef uint16_t old = ring.published_used
     cdef uint16_t event
     if ring.next_used == old:
@@ -106,33 +82,23 @@ cdef bint split_ring_publish(split_ring *ring) noexcept nogil:
     # Full fence: our index is visible before we read whether the driver wants a call; pairs with the
     # driver's full barrier between asking for calls and looking at the used index once more.
     fence_seq_cst()
-    if ring.event_index:
-        event = load_relaxed_u16(&ring.available.ring[ring.size])
+    if self.event_index:
+        event = load_relaxed_u16(&ring.available.ring[self.size])
         return <uint16_t>(ring.next_used - event - 1) < <uint16_t>(ring.next_used - old)
     return not load_relaxed_u16(&ring.available.flags) & AVAILABLE_F_NO_INTERRUPT
 
 
-cdef void split_ring_call(split_ring *ring) noexcept nogil:
-    """Signal the driver's call eventfd."""
-    cdef uint64_t one = 1
-    if ring.call_fd >= 0:
-        # A full eventfd counter (EAGAIN) means that the driver has a call pending: nothing is lost.
-        write(ring.call_fd, &one, sizeof(one))
-        ring.calls += 1
-    else:
-        ring.call_owed = True
-
-
-cdef void split_ring_disable_notifications(split_ring *ring) noexcept nogil:
-    """Tell the driver that kicks are not needed: we poll. With EVENT_IDX, silence says the same."""
-    if not ring.event_index:
+cdef void split_ring_disable_notifications(ring *self) noexcept nogil:
+    """With EVENT_IDX, silence says the same."""
+    cdef split_ring *ring = <split_ring *>self
+    if not self.event_index:
         store_relaxed_u16(&ring.used.flags, USED_F_NO_NOTIFY)
 
 
-cdef bint split_ring_enable_notifications(split_ring *ring) noexcept nogil:
-    """Ask for a kick at the next available buffer; return whether one is there already."""
-    if ring.event_index:
-        store_relaxed_u16(<uint16_t *>&ring.used.ring[ring.size], ring.last_available)
+cdef bint split_ring_enable_notifications(ring *self) noexcept nogil:
+    cdef split_ring *ring = <split_ring *>self
+    if self.event_index:
+        store_relaxed_u16(<uint16_t *>&ring.used.ring[self.size], ring.last_available)
     else:
         store_relaxed_u16(&ring.used.flags, 0)
     # Full fence: the wish is visible before we look once more; pairs with the driver's full barrier
@@ -141,7 +107,17 @@ cdef bint split_ring_enable_notifications(split_ring *ring) noexcept nogil:
     return load_relaxed_u16(&ring.available.index) != ring.last_available
 
 
-cdef class SplitRing:
+cdef uint32_t split_ring_waiting(const ring *self) noexcept nogil:
+    cdef const split_ring *ring = <const split_ring *>self
+    return min(<uint16_t>(load_relaxed_u16(&ring.available.index) - ring.last_available), self.size)
+
+
+cdef uint32_t split_ring_read_again(ring *self, uint16_t head, burst *b, chain *c) noexcept nogil:
+    # The descriptors are still the ring's; the driver may have changed them.
+    return read_chain(<split_ring *>self, head, b, c)
+
+
+cdef class SplitRing(Ring):
     """The device side of one split virtqueue in a guest's window.
 
     Args:
@@ -153,122 +129,44 @@ cdef class SplitRing:
         event_index: VIRTIO_F_EVENT_IDX was negotiated.
         indirect: VIRTIO_F_INDIRECT_DESC was negotiated.
         kick_fd, call_fd: eventfds, borrowed; -1 for none.
-
-    The methods are for tests and tools; the datapath uses the C functions. Errors of the driver are
-    reported by ``error``, not raised.
     """
 
     def __cinit__(self):
-        self.scratch = <burst *>calloc(1, sizeof(burst))
-        if self.scratch == NULL:
+        cdef split_ring *r = <split_ring *>calloc(1, sizeof(split_ring))
+        if r == NULL:
             raise MemoryError
+        self.split = r
+        self.ring = &r.common
+        r.common.pop = split_ring_pop
+        r.common.push = split_ring_push
+        r.common.publish = split_ring_publish
+        r.common.enable_notifications = split_ring_enable_notifications
+        r.common.disable_notifications = split_ring_disable_notifications
+        r.common.waiting = split_ring_waiting
+        r.common.read_again = split_ring_read_again
 
     def __init__(self, Window window, size, descriptors, available, used, *, base=0, receive,
                  event_index=False, indirect=True, kick_fd=-1, call_fd=-1):
-        cdef split_ring *r = &self.ring
-        cdef uint64_t limit = window.w.bounce_offset
+        cdef split_ring *r = self.split
         if not 1 <= size <= 32768 or size & (size - 1):
             raise ValueError(f"queue size {size} is not a power of two between 1 and 32,768")
-        for name, offset, length, alignment in (
-            ("descriptor table", descriptors, 16 * size, 16),
-            ("available ring", available, 6 + 2 * size, 2),
-            ("used ring", used, 6 + 8 * size, 4),
-        ):
-            if offset % alignment:
-                raise ValueError(f"the {name} at {offset:#x} is not aligned to {alignment} bytes")
-            if not 0 < offset <= offset + length <= limit:
-                raise ValueError(f"the {name} at {offset:#x} lies outside the guest's memory")
-        self.window = window
-        r.window = &window.w
-        r.descriptors = <const split_descriptor *>(window.w.base + <uint64_t>descriptors)
-        r.available = <const split_available *>(window.w.base + <uint64_t>available)
-        r.used = <split_used *>(window.w.base + <uint64_t>used)
-        free(r.in_flight)
-        r.in_flight = <uint8_t *>calloc(size, 1)
-        if r.in_flight == NULL:
-            raise MemoryError
-        r.size = size
+        r.descriptors = <const split_descriptor *>self.place(
+            window, "descriptor table", descriptors, 16 * size, 16)
+        r.available = <const split_available *>self.place(
+            window, "available ring", available, 6 + 2 * size, 2)
+        r.used = <split_used *>self.place(window, "used ring", used, 6 + 8 * size, 4)
+        self.start(window, size, receive, event_index, indirect, kick_fd, call_fd)
         r.mask = size - 1
-        r.direction = DESCRIPTOR_F_WRITE if receive else 0
-        r.event_index = event_index
-        r.indirect = indirect
-        r.kick_fd, r.call_fd = kick_fd, call_fd
         r.last_available = base
         r.next_used = r.published_used = load_acquire_u16(&r.used.index)
-        split_ring_disable_notifications(r)
-
-    def __dealloc__(self):
-        free(self.ring.in_flight)
-        free(self.scratch)
-
-    @property
-    def error(self):
-        """What the driver did wrong: ``(RingError number, head, offending value)``, or None."""
-        if self.ring.error == RING_OK:
-            return None
-        return self.ring.error, self.ring.error_head, self.ring.error_value
+        split_ring_disable_notifications(&r.common)
 
     @property
     def base(self):
         """The available index of the first chain that was not returned: what GET_VRING_BASE reports."""
-        return <uint16_t>(self.ring.last_available - self.ring.in_flight_count)
+        return <uint16_t>(self.split.last_available - self.ring.in_flight_count)
 
     @property
     def used_index(self):
         """The index of the next used element to write."""
-        return self.ring.next_used
-
-    @property
-    def in_flight(self):
-        """How many chains were popped and not pushed."""
-        return self.ring.in_flight_count
-
-    @property
-    def calls(self):
-        """How often the driver was called."""
-        return self.ring.calls
-
-    def pop(self, most=BURST_CHAINS):
-        """Take up to `most` available chains, at most 64.
-
-        Returns a list of ``(head, [(window offset, length), ...])``.
-        """
-        cdef burst *b = self.scratch
-        cdef uint32_t i, j
-        b.first = b.end = b.segment_end = 0
-        split_ring_pop(&self.ring, b, most)
-        chains = []
-        for i in range(b.end):
-            c = b.chains[i]
-            segments = [(b.segments[c.first_segment + j].offset, b.segments[c.first_segment + j].length)
-                        for j in range(c.segment_count)]
-            chains.append((c.head, segments))
-        return chains
-
-    def push(self, head, length):
-        """Return the chain at `head` with `length` bytes written to it.
-
-        Raises:
-            ValueError: that chain is not in flight.
-        """
-        cdef used_element element
-        if not 0 <= head < self.ring.size or not self.ring.in_flight[head]:
-            raise ValueError(f"the chain at head {head} is not in flight")
-        element.id, element.length = head, length
-        split_ring_push(&self.ring, &element, 1)
-
-    def publish(self):
-        """Let the driver see what was pushed; return whether it wants to be called."""
-        return bool(split_ring_publish(&self.ring))
-
-    def call(self):
-        """Signal the driver's call eventfd."""
-        split_ring_call(&self.ring)
-
-    def enable_notifications(self):
-        """Ask for a kick at the next available buffer; return whether one is there already."""
-        return bool(split_ring_enable_notifications(&self.ring))
-
-    def disable_notifications(self):
-        """Tell the driver that kicks are not needed."""
-        split_ring_disable_notifications(&self.ring)
+        return self.split.next_used

@@ -14,7 +14,7 @@ from guestwire.datapath.abi cimport net_header, used_element
 from guestwire.datapath.atomics cimport load_relaxed_u32
 from guestwire.datapath.frames cimport LONGEST_GSO_FRAME
 from guestwire.datapath.port cimport pair_context, port_interface
-from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst
+from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst
 
 cdef enum:
     MOST_VECTORS = 1024             # of one call (UIO_MAXIOV)

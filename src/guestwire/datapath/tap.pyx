@@ -41,7 +41,7 @@ from guestwire.datapath.counters cimport (
 )
 from guestwire.datapath.frames cimport GOOD_FRAME, check_sent_frame
 from guestwire.datapath.port cimport Port, pair_context, port_interface
-from guestwire.datapath.split_ring cimport burst, chain
+from guestwire.datapath.ring cimport burst, chain
 from guestwire.datapath.tap_receive cimport tap_rx_poll, tap_rx_post
 
 cdef enum:

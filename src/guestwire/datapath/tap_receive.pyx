@@ -47,7 +47,7 @@ from guestwire.datapath.frames cimport (
     fill_chain,
 )
 from guestwire.datapath.port cimport pair_context, port_interface
-from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 from guestwire.datapath.tap cimport (
     MOST_VECTORS,
     SPILL_BYTES,

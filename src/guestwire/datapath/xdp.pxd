@@ -7,7 +7,7 @@ from guestwire.datapath.frames cimport piece
 from guestwire.datapath.merging cimport merger
 from guestwire.datapath.port cimport Port, port_interface
 from guestwire.datapath.segmentation cimport segmenter
-from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst
+from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst
 from guestwire.datapath.window cimport FRAME_BYTES
 from guestwire.datapath.xdp_socket cimport XdpSocket, socket_ring
 

@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 
-from guestwire.datapath.split_ring cimport burst
+from guestwire.datapath.ring cimport burst
 from guestwire.datapath.xdp_post cimport xdp_rx_post
 from guestwire.datapath.xdp_receive cimport xdp_rx_poll
 from guestwire.datapath.xdp_socket cimport XdpSocket

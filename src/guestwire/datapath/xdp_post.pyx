@@ -30,7 +30,7 @@ from guestwire.datapath.counters cimport (
 )
 from guestwire.datapath.frames cimport NET_HEADER
 from guestwire.datapath.port cimport pair_context
-from guestwire.datapath.split_ring cimport BURST_CHAINS, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, chain
 from guestwire.datapath.window cimport window_contiguous
 from guestwire.datapath.xdp cimport (
     COPY_NOT,

@@ -19,7 +19,6 @@ from guestwire.datapath.abi cimport (
     used_element,
     xdp_desc,
 )
-from guestwire.datapath.chains cimport read_chain
 from guestwire.datapath.counters cimport (
     COPY_BAD_PLACE,
     DROP_TOO_LONG,
@@ -29,7 +28,7 @@ from guestwire.datapath.counters cimport (
 from guestwire.datapath.frames cimport fill_chain, piece, write_net_header
 from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.receive_checksum cimport finish_checksum
-from guestwire.datapath.split_ring cimport BURST_CHAINS, RING_OK, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, RING_OK, chain, ring_read_again
 from guestwire.datapath.xdp cimport (
     ARRIVED,
     GUEST_BUFFER,
@@ -106,7 +105,7 @@ cdef void arrive_for_chain(xdp_port *x, posted_buffer *e, const piece *frame) no
     cdef uint64_t at = 0
     cdef chain c
     x.scratch.segment_end = 0
-    if read_chain(pair.rx, e.head, x.scratch, &c) != RING_OK or c.length < total:
+    if ring_read_again(pair.rx, e.head, x.scratch, &c) != RING_OK or c.length < total:
         pair.counters.rx.drops[DROP_TOO_LONG] += 1
         total = 0
     else:

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from guestwire.datapath.abi cimport net_header
-from guestwire.datapath.split_ring cimport burst, chain
+from guestwire.datapath.ring cimport burst, chain
 from guestwire.datapath.xdp cimport xdp_port
 
 cdef int submit_segments(

@@ -25,7 +25,7 @@ from guestwire.datapath.segmentation cimport (
     segmenter_payload,
     segmenter_write,
 )
-from guestwire.datapath.split_ring cimport BURST_SEGMENTS
+from guestwire.datapath.ring cimport BURST_SEGMENTS
 from guestwire.datapath.xdp cimport COPY_NOT, HEADER_COPY, SOURCE_ADDRESS
 from guestwire.datapath.xdp_descriptors cimport (
     NO_SPACE,

@@ -11,7 +11,6 @@ from libc.string cimport memset
 
 from guestwire.datapath.abi cimport XDP_PKT_CONTD, net_header, xdp_desc
 from guestwire.datapath.atomics cimport load_acquire_u32
-from guestwire.datapath.chains cimport read_chain
 from guestwire.datapath.counters cimport (
     COPY_MERGED,
     COPY_SEVERAL_BUFFERS,
@@ -23,7 +22,7 @@ from guestwire.datapath.frames cimport buffers_for, fill_chain, piece, write_net
 from guestwire.datapath.merging cimport merge_append, merge_begin, merge_close
 from guestwire.datapath.port cimport pair_context
 from guestwire.datapath.receive_checksum cimport finish_checksum
-from guestwire.datapath.split_ring cimport RING_OK, chain
+from guestwire.datapath.ring cimport RING_OK, chain, ring_read_again
 from guestwire.datapath.xdp cimport (
     GUEST_BUFFER,
     MOST_BUFFERS,
@@ -95,7 +94,7 @@ cdef void give_up(xdp_port *x, spanned *s, uint32_t reason) noexcept nogil:
 cdef bint read_posted(xdp_port *x, const posted_buffer *e, chain *c) noexcept nogil:
     """Read a posted chain once more, since the guest may have changed it."""
     x.scratch.segment_end = 0
-    return read_chain(x.base.pair.rx, e.head, x.scratch, c) == RING_OK
+    return ring_read_again(x.base.pair.rx, e.head, x.scratch, c) == RING_OK
 
 
 cdef int fill_buffers(xdp_port *x, spanned *s) noexcept nogil:

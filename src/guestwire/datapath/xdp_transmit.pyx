@@ -33,7 +33,7 @@ from guestwire.datapath.counters cimport (
 )
 from guestwire.datapath.frames cimport ETHERNET_HEADER, GOOD_FRAME, check_sent_frame, frame_pieces
 from guestwire.datapath.port cimport pair_context, port_interface
-from guestwire.datapath.split_ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 from guestwire.datapath.window cimport FRAME_BYTES, window, window_contiguous
 from guestwire.datapath.xdp cimport (
     COPY_NOT,

@@ -45,6 +45,22 @@ struct split_used {
 
 #define USED_F_NO_NOTIFY 1
 
+/* 2.8.13 The Virtqueue Descriptor Format of a packed virtqueue; the flags above, and these */
+struct packed_descriptor {
+    uint64_t address;
+    uint32_t length;
+    uint16_t id;
+    uint16_t flags;
+};
+
+#define DESCRIPTOR_F_AVAIL (1 << 7)
+#define DESCRIPTOR_F_USED (1 << 15)
+
+/* 2.8.10 and 2.8.14 Driver and Device Event Suppression: a 16-bit offset with its wrap counter on top, then flags */
+#define RING_EVENT_FLAGS_ENABLE 0
+#define RING_EVENT_FLAGS_DISABLE 1
+#define RING_EVENT_FLAGS_DESC 2
+
 /* 5.1.6 virtio_net_hdr; num_buffers is absent for a legacy guest without VIRTIO_NET_F_MRG_RXBUF */
 struct net_header {
     uint8_t flags;
@@ -82,6 +98,8 @@ _Static_assert(offsetof(struct split_descriptor, flags) == 12, "virtio 1.3, 2.7.
 _Static_assert(offsetof(struct split_available, ring) == 4, "virtio 1.3, 2.7.6");
 _Static_assert(sizeof(struct used_element) == 8, "virtio 1.3, 2.7.8");
 _Static_assert(offsetof(struct split_used, ring) == 4, "virtio 1.3, 2.7.8");
+_Static_assert(sizeof(struct packed_descriptor) == 16, "virtio 1.3, 2.8.13");
+_Static_assert(offsetof(struct packed_descriptor, flags) == 14, "virtio 1.3, 2.8.13");
 _Static_assert(sizeof(struct net_header) == 12, "virtio 1.3, 5.1.6");
 _Static_assert(sizeof(struct xdp_desc) == 16, "linux/if_xdp.h");
 

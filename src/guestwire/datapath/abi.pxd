@@ -30,6 +30,19 @@ cdef extern from "abi.h" nogil:
         uint16_t index
         used_element *ring
 
+    struct packed_descriptor:
+        uint64_t address
+        uint32_t length
+        uint16_t id
+        uint16_t flags
+
+    enum:
+        DESCRIPTOR_F_AVAIL
+        DESCRIPTOR_F_USED
+        RING_EVENT_FLAGS_ENABLE
+        RING_EVENT_FLAGS_DISABLE
+        RING_EVENT_FLAGS_DESC
+
     struct net_header:
         uint8_t flags
         uint8_t gso_type

@@ -47,6 +47,7 @@ cdef enum:
     INDIRECT_NESTED = 11
     INDIRECT_WITH_NEXT = 12
     INDIRECT_LENGTH = 13
+    DESCRIPTOR_IN_FLIGHT = 14
 
 cdef enum:
     BURST_FULL = 0xFFFF     # not the driver's fault: the next burst has room for the chain

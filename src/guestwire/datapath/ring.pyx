@@ -94,6 +94,11 @@ cdef class Ring:
         return self.ring.error, self.ring.error_head, self.ring.error_value
 
     @property
+    def base(self):
+        """Where the next device goes on, exactly: what GET_VRING_BASE reports. A ring of either kind says."""
+        raise NotImplementedError
+
+    @property
     def in_flight(self):
         """How many chains were popped and not pushed."""
         return self.ring.in_flight_count

@@ -60,6 +60,40 @@ def test_every_byte_comes_back(backend: Backend, layout: BufferLayout, mergeable
         assert traffic[:3] == (FRAMES, FRAMES, 0)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("in_order", [True, False], ids=["in order", "in any order"])
+@pytest.mark.parametrize("size", [256, 100])
+def test_packed_rings(backend: Backend, layout: BufferLayout, size: int, in_order: bool) -> None:
+    with FakeGuest(
+        backend.socket,
+        packed=True,
+        in_order=in_order,
+        queue_size=size,
+        receive_layout=layout,
+        transmit_layout=layout,
+        verify_sent=True,
+    ) as guest:
+        stream = FrameStream((60, 1514))
+        assert guest.pair.exchange(stream, FRAMES // 4).received == FRAMES // 4
+        assert guest.pair.exchange(stream, FRAMES // 40, wait=True).received == FRAMES // 40
+        for _ in range(3):
+            for ring in guest.rings:
+                assert guest.stop_ring(ring) == ring.driver.resume_base
+            for ring in guest.rings:
+                guest.start_ring(ring)
+            assert guest.pair.exchange(stream, 77).received == 77
+
+
+@pytest.mark.parametrize("size", [3, 64, 1000, 4096])
+@pytest.mark.parametrize("base", [0x8000, 2], ids=["from the beginning", "in the middle"])
+def test_packed_rings_of_any_size(backend: Backend, size: int, base: int) -> None:
+    with (
+        SharedMemory(32 * MIB * max(1, size // 1024)) as memory,
+        FakeGuest(backend.socket, memory=memory, packed=True, queue_size=size, base=base) as guest,
+    ):
+        assert guest.pair.exchange(FrameStream(), FRAMES // 4).received == FRAMES // 4
+
+
 def test_ten_million_small_frames_and_a_million_large_ones(backend: Backend) -> None:
     with FakeGuest(backend.socket) as guest:
         for size, count in ((64, 10_000_000), (1500, 1_000_000)):
@@ -77,12 +111,13 @@ def test_frames_larger_than_a_buffer(backend: Backend) -> None:
         assert guest.pair.exchange(FrameStream((60, 1514)), FRAMES).received == FRAMES
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @pytest.mark.parametrize("event_idx", [True, False], ids=["event_idx", "flags"])
-def test_a_driver_that_sleeps_is_woken(backend: Backend, event_idx: bool) -> None:
+def test_a_driver_that_sleeps_is_woken(backend: Backend, event_idx: bool, packed: bool) -> None:
     features = DRIVER_FEATURES
     if not event_idx:
         features &= ~Feature.VIRTIO_F_EVENT_IDX
-    with FakeGuest(backend.socket, features=features) as guest:
+    with FakeGuest(backend.socket, features=features, packed=packed) as guest:
         traffic = guest.pair.exchange(FrameStream(), FRAMES // 10, wait=True)
         assert traffic.received == FRAMES // 10
         assert guest.pair.receive_ring.calls > 0

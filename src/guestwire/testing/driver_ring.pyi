@@ -10,6 +10,7 @@ DEVICE_FAULTS: dict[int, str]
 @final
 class DriverRing:
     raw: RawRing
+    """Its parts as plain memory; None of a packed ring."""
     features: int
     def __init__(
         self,
@@ -31,6 +32,8 @@ class DriverRing:
         kick_fd: int = -1,
         call_fd: int = -1,
     ) -> None: ...
+    @property
+    def resume_base(self) -> int: ...
     @property
     def size(self) -> int: ...
     @property

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The driver's side of one split virtqueue: its memory, its buffers, its notifications."""
+"""The driver's side of one virtqueue: its memory, its buffers, its notifications."""
 
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -7,7 +7,10 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from guestwire.datapath.abi cimport (
+    DESCRIPTOR_F_AVAIL,
+    DESCRIPTOR_F_USED,
     DESCRIPTOR_F_WRITE,
+    packed_descriptor,
     split_available,
     split_descriptor,
     split_used,
@@ -18,6 +21,8 @@ from guestwire.testing.raw_ring import RawRing
 from guestwire.virtio.features import Feature
 
 cdef uint64_t EVENT_IDX = Feature.VIRTIO_F_EVENT_IDX
+cdef uint64_t RING_PACKED = Feature.VIRTIO_F_RING_PACKED
+cdef uint64_t IN_ORDER = Feature.VIRTIO_F_IN_ORDER
 cdef uint64_t LONG_HEADER = Feature.VIRTIO_F_VERSION_1 | Feature.VIRTIO_NET_F_MRG_RXBUF
 
 PAINT = CANARY
@@ -26,6 +31,7 @@ PAINT = CANARY
 DEVICE_FAULTS = {
     USED_INDEX: "the used index runs ahead of the buffers that the device has",
     USED_ID: "a used entry's id is not the head of a chain that the device has",
+    USED_ORDER: "a buffer came back before an earlier one, in spite of VIRTIO_F_IN_ORDER",
     USED_LENGTH: "a used entry's length is more than the device could have written",
     NET_HEADER: "a virtio_net_hdr is missing, cut short, or names offloads that are impossible or were not "
                 "negotiated",
@@ -46,7 +52,7 @@ cdef uint8_t *bytes_at(uint8_t[::1] view, str name, uint64_t needed, uint64_t al
 
 @cython.final
 cdef class DriverRing:
-    """The driver's side of one split virtqueue (virtio 1.3, 2.7) with buffers of one layout.
+    """The driver's side of one virtqueue (virtio 1.3, 2.7 and 2.8) with buffers of one layout.
 
     One thread may use a ring at a time. `guestwire.testing.FakeGuest` makes rings in guest memory; make
     them yourself to choose every address.
@@ -78,27 +84,49 @@ cdef class DriverRing:
                  spacing, tables=None, tables_address=0, receive, features, buffers=None, base=0,
                  kick_fd=-1, call_fd=-1):
         cdef driver_ring *r = &self.ring
-        if not 1 <= size <= 32768 or size & (size - 1):
+        self.features = features
+        r.packed = self.features & RING_PACKED != 0
+        if not 1 <= size <= 32768 or (size & (size - 1) and not r.packed):
             raise ValueError(f"queue size {size} is not a power of two between 1 and 32,768")
         if not pieces or any(n < 1 or o < 0 or o + n > spacing for o, n in pieces):
             raise ValueError(f"pieces {pieces} do not lie in a buffer's share of {spacing} bytes")
-        r.descriptors = <split_descriptor *>bytes_at(descriptor_table, "descriptor table", 16 * size, 16)
-        r.available = <split_available *>bytes_at(available_ring, "available ring", 6 + 2 * size, 2)
-        r.used = <split_used *>bytes_at(used_ring, "used ring", 6 + 8 * size, 4)
-        self.raw = RawRing(size, memoryview(descriptor_table).cast("B"),
-                           memoryview(available_ring).cast("B"), memoryview(used_ring).cast("B"))
-        self.features = features
+        if r.packed:
+            r.list = <packed_descriptor *>bytes_at(descriptor_table, "descriptor ring", 16 * size, 16)
+            r.driver_event = <uint32_t *>bytes_at(available_ring, "driver event suppression", 4, 4)
+            r.device_event = <const uint32_t *>bytes_at(used_ring, "device event suppression", 4, 4)
+            self.parts = (descriptor_table, available_ring, used_ring)
+        else:
+            r.descriptors = <split_descriptor *>bytes_at(
+                descriptor_table, "descriptor table", 16 * size, 16)
+            r.available = <split_available *>bytes_at(available_ring, "available ring", 6 + 2 * size, 2)
+            r.used = <split_used *>bytes_at(used_ring, "used ring", 6 + 8 * size, 4)
+            self.raw = RawRing(size, memoryview(descriptor_table).cast("B"),
+                               memoryview(available_ring).cast("B"), memoryview(used_ring).cast("B"))
         r.size, r.mask = size, size - 1
         r.direction = DESCRIPTOR_F_WRITE if receive else 0
         r.event_index = (self.features & EVENT_IDX) != 0
+        r.in_order = (self.features & IN_ORDER) != 0
         r.header_size = 12 if self.features & LONG_HEADER else 10
         r.kick_fd, r.call_fd = kick_fd, call_fd
-        r.next_available = r.published = r.next_used = base
+        r.next_available = r.published = r.next_used = base & 0x7FFF if r.packed else base
         r.silenced_at = r.next_used - 0x4000
         self._make_buffers(area, area_address, pieces, spacing, tables, tables_address, buffers)
-        self.raw.available_index = base
-        self.raw.reset_used_index(base)
+        if r.packed:
+            self._begin_packed(base & 0x8000)
+        else:
+            self.raw.available_index = base
+            self.raw.reset_used_index(base)
         ring_decline_calls(r)
+
+    def _begin_packed(self, wrap):
+        """Leave the ring as one that was used up to its base."""
+        cdef driver_ring *r = &self.ring
+        cdef uint32_t i
+        r.available_flags = DESCRIPTOR_F_AVAIL if wrap else DESCRIPTOR_F_USED
+        r.used_flags = TURN if wrap else 0
+        for i in range(r.size):
+            memset(&r.list[i], 0, sizeof(packed_descriptor))
+            r.list[i].flags = r.used_flags if i < r.next_used else r.used_flags ^ TURN
 
     def _make_buffers(self, area, area_address, pieces, spacing, tables, tables_address, buffers):
         cdef driver_ring *r = &self.ring
@@ -125,9 +153,13 @@ cdef class DriverRing:
         r.pieces = <piece *>calloc(r.piece_count, sizeof(piece))
         r.free = <uint16_t *>calloc(count, sizeof(uint16_t))
         r.in_flight = <uint8_t *>calloc(count, 1)
+        r.offered = <uint16_t *>calloc(count, sizeof(uint16_t))
+        r.descriptors_of = <uint16_t *>calloc(count, sizeof(uint16_t))
+        r.table_entries = <uint16_t *>calloc(count, sizeof(uint16_t))
         r.described = <uint32_t *>calloc(count, sizeof(uint32_t))
         r.sequence = <uint64_t *>calloc(count, sizeof(uint64_t))
-        if not (r.pieces and r.free and r.in_flight and r.described and r.sequence):
+        if not (r.pieces and r.free and r.in_flight and r.described and r.sequence
+                and r.offered and r.descriptors_of and r.table_entries):
             raise MemoryError
         for i, (offset, length) in enumerate(pieces):
             r.pieces[i].offset, r.pieces[i].length = offset, length
@@ -166,6 +198,9 @@ cdef class DriverRing:
         free(self.ring.in_flight)
         free(self.ring.described)
         free(self.ring.sequence)
+        free(self.ring.offered)
+        free(self.ring.descriptors_of)
+        free(self.ring.table_entries)
 
     cdef int _check_alive(self) except -1:
         if self.area is None:
@@ -174,11 +209,31 @@ cdef class DriverRing:
 
     def fault(self, number):
         """Return the error for something that the device did wrong, by its number in the C code."""
+        cdef uint32_t length
+        cdef uint32_t buffer = ring_read_used(&self.ring, &length)
         return DeviceError(
             f"{'receive' if self.ring.direction else 'transmit'} ring: {DEVICE_FAULTS[number]} "
-            f"(used index {self.raw.used_index}, near entry {self.ring.next_used}: "
-            f"{self.raw.used_element(self.ring.next_used)}, {self.in_flight} buffers with the device)",
-            "look at how the backend fills the used ring (virtio 1.3, 2.7.8 and 5.1.6)")
+            f"(near used entry {self.ring.next_used}: buffer {buffer}, {length} bytes; "
+            f"{self.in_flight} buffers with the device)",
+            "look at how the backend fills the used ring (virtio 1.3, 2.7.8, 2.8.6 and 5.1.6)")
+
+    @property
+    def resume_base(self):
+        """From where a device goes on with all that was not given back: a base for VHOST_USER_SET_VRING_BASE.
+        """
+        cdef driver_ring *r = &self.ring
+        cdef uint32_t position = r.next_used
+        cdef uint16_t flags = r.used_flags
+        cdef uint16_t _
+        if not r.packed:
+            return self.raw.used_index
+        for _ in range(packed_used(r)):
+            position += r.descriptors_of[<uint16_t>(second_word(r, position)[0] >> 32)]
+            if position >= r.size:
+                position -= r.size
+                flags ^= TURN
+        half = position | (WRAP if flags else 0)
+        return half << 16 | half
 
     @property
     def size(self):
@@ -295,6 +350,8 @@ cdef class DriverRing:
 
     def release(self):
         """Let go of the memory, so that a mapping behind it can be closed; the ring is dead then."""
-        self.raw.release()
+        if self.raw is not None:
+            self.raw.release()
+        self.parts = None
         self.area = None
         self.tables = None

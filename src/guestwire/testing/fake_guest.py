@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from guestwire.testing import raw_ring
 from guestwire.testing.driver import QueuePair
 from guestwire.testing.driver_ring import DriverRing
 from guestwire.testing.faults import BackendError
@@ -20,6 +19,7 @@ from guestwire.testing.frontend import Frontend
 from guestwire.testing.layout import BufferLayout
 from guestwire.testing.memory import PAGE, Block, SharedMemory
 from guestwire.vhost_user.constants import ProtocolFeature
+from guestwire.vhost_user.rings import area_lengths
 from guestwire.virtio.features import DeviceStatus, Feature
 
 DRIVER_FEATURES = (
@@ -118,7 +118,9 @@ class FakeGuest:
         verify_unwritten: as for `QueuePair`.
         strict: as for `QueuePair`.
         accept_empty: as for `QueuePair`.
-        base: where all ring indices start.
+        base: where all ring indices start; of packed rings a position with its wrap counter in bit 15.
+        packed: whether to have packed rings (VIRTIO_F_RING_PACKED); a backend without them is refused.
+        in_order: whether to insist that buffers come back in order (VIRTIO_F_IN_ORDER).
         timeout: seconds to wait for the backend, each time.
 
     Attributes:
@@ -147,6 +149,8 @@ class FakeGuest:
         strict: bool = True,
         accept_empty: bool = False,
         base: int = 0,
+        packed: bool = False,
+        in_order: bool = False,
         timeout: float = 5.0,
     ) -> None:
         self._backend = backend
@@ -156,8 +160,13 @@ class FakeGuest:
             self._resources.callback(self.memory.close)
         self._queue_pairs = queue_pairs
         self._queue_size = queue_size
-        self._wanted = features
-        self._required = required
+        kinds = Feature(0)
+        if packed:
+            kinds |= Feature.VIRTIO_F_RING_PACKED
+        if in_order:
+            kinds |= Feature.VIRTIO_F_IN_ORDER
+        self._packed = packed
+        self._wanted, self._required = features | kinds, required | kinds
         self._protocol_features = protocol_features
         self._layouts = (receive_layout or BufferLayout(), transmit_layout or BufferLayout())
         self._buffers = (receive_buffers, transmit_buffers)
@@ -167,7 +176,8 @@ class FakeGuest:
             "strict": strict,
             "accept_empty": accept_empty,
         }
-        self._base = base
+        # A packed ring begins with its wrap counter at 1 (virtio 1.3, 2.8.1).
+        self._base = (base or 0x8000) if packed else base
         self._timeout = timeout
         self.features = Feature(0)
         self.rings: list[GuestRing] = []
@@ -210,7 +220,7 @@ class FakeGuest:
                 "start the new backend as the old one was",
             )
         for ring in self.rings:
-            ring.base = ring.driver.raw.used_index
+            ring.base = ring.driver.resume_base
         self._start_rings()
 
     def _connect(self) -> None:
@@ -261,9 +271,10 @@ class FakeGuest:
 
     def _make_ring(self, index: int) -> GuestRing:
         size = self._queue_size
-        descriptor_table = self.memory.allocate(raw_ring.descriptor_table_size(size), 16)
-        available_ring = self.memory.allocate(raw_ring.available_ring_size(size), 2)
-        used_ring = self.memory.allocate(raw_ring.used_ring_size(size), 4)
+        descriptors, available, used = area_lengths(size, self._packed)
+        descriptor_table = self.memory.allocate(descriptors, 16)
+        available_ring = self.memory.allocate(available, 4)
+        used_ring = self.memory.allocate(used, 4)
         kick_fd, call_fd, error_fd = (self._eventfd() for _ in range(3))
         layout = self._layouts[index % 2]
         pieces = layout.pieces(self._header_size)
@@ -303,7 +314,7 @@ class FakeGuest:
             kick_fd,
             call_fd,
             error_fd,
-            self._base,
+            self._base << 16 | self._base if self._packed else self._base,
         )
 
     @property

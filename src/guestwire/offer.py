@@ -17,6 +17,7 @@ FEATURES = (
     | Feature.VIRTIO_F_ANY_LAYOUT
     | Feature.VIRTIO_F_INDIRECT_DESC
     | Feature.VIRTIO_F_EVENT_IDX
+    | Feature.VIRTIO_F_RING_PACKED
     | Feature.VIRTIO_NET_F_MRG_RXBUF
     | Feature.VIRTIO_NET_F_MAC
     | Feature.VIRTIO_NET_F_STATUS
@@ -55,6 +56,8 @@ def features(config: GuestConfig, port: Port) -> Feature:
     virtqueue.
     """
     offered = FEATURES | port.offloads
+    if port.in_order:
+        offered |= Feature.VIRTIO_F_IN_ORDER
     if port.mtu < LONGEST_MTU:
         offered |= Feature.VIRTIO_NET_F_MTU
     if config.queue_pairs > 1:

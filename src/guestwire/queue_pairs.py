@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 
 from guestwire.config import GuestConfig
 from guestwire.datapath.counters import Counters
+from guestwire.datapath.packed_ring import PackedRing
 from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.split_ring import SplitRing
 from guestwire.datapath.window import Window
@@ -23,6 +25,7 @@ from guestwire.errors import FrontendError, HostError
 from guestwire.eventfds import Signals, require_kick
 from guestwire.ports.base import Port
 from guestwire.vhost_user.device import RingConfiguration
+from guestwire.vhost_user.rings import area_lengths
 from guestwire.virtio.features import Feature, net_header_size
 from guestwire.virtio.ring_errors import RingError
 from guestwire.worker import Worker
@@ -199,17 +202,21 @@ class QueuePairs:
         """Return the larger of the sizes of a pair's rings."""
         return max(self.rings[index].configuration.size for index in (2 * pair, 2 * pair + 1))
 
-    def _split_ring(self, window: Window, index: int) -> SplitRing:
+    def _device_ring(self, window: Window, index: int) -> SplitRing | PackedRing:
+        """Make the device side of a running ring, for the port that is next."""
         ring = self.rings[index]
         ring.error = None
         c = ring.configuration
+        packed = Feature.VIRTIO_F_RING_PACKED in self.features
+        addresses = (c.descriptor_address, c.available_address, c.used_address)
+        lengths = area_lengths(c.size, packed)
+        places = [window.translate_user(*area) for area in zip(addresses, lengths, strict=True)]
         try:
-            return SplitRing(
+            made = functools.partial(PackedRing, read_again=not self.port.in_order) if packed else SplitRing
+            return made(
                 window,
                 c.size,
-                window.translate_user(c.descriptor_address, 16 * c.size),
-                window.translate_user(c.available_address, 6 + 2 * c.size),
-                window.translate_user(c.used_address, 6 + 8 * c.size),
+                *places,
                 base=ring.base,
                 receive=index % 2 == 0,
                 event_index=Feature.VIRTIO_F_EVENT_IDX in self.features,
@@ -225,7 +232,7 @@ class QueuePairs:
         assert self._counters is not None
         if self.window is None:
             raise FrontendError(f"queue pair {pair} cannot start: there is no guest memory")
-        rx, tx = (self._split_ring(self.window, index) for index in (2 * pair, 2 * pair + 1))
+        rx, tx = (self._device_ring(self.window, index) for index in (2 * pair, 2 * pair + 1))
         port = self.port.attach(pair, self.window, self._queue_size(pair), self.features)
         try:
             with host_refuses(f"start queue pair {pair}"):
@@ -288,7 +295,11 @@ class QueuePairs:
         fault = work.window.fault
         for index, ring in ((2 * pair, work.rx), (2 * pair + 1, work.tx)):
             if ring.error:
-                self._ring_broke(index, _explain(ring.error), "reset the guest's network device to go on")
+                self._ring_broke(
+                    index,
+                    _explain(ring.error, isinstance(ring, PackedRing)),
+                    "reset the guest's network device to go on",
+                )
             elif fault:
                 self._ring_broke(index, fault, "start the virtual machine anew")
         if fault:
@@ -323,8 +334,9 @@ def host_refuses(what: str) -> Iterator[None]:
         ) from error
 
 
-def _explain(error: tuple[int, int, int]) -> str:
-    """Say what a driver did wrong: a `SplitRing.error` in words."""
+def _explain(error: tuple[int, int, int], packed: bool) -> str:
+    """Say what a driver did wrong: a `Ring.error` in words."""
     number, head, value = error
     kind = next(kind for kind in RingError if kind == number)
-    return f"{kind.summary} (head {head}, value {value:#x}; virtio 1.3, {kind.section})"
+    section = kind.packed_section if packed else kind.section
+    return f"{kind.summary} (head {head}, value {value:#x}; virtio 1.3, {section})"

@@ -30,12 +30,14 @@ pytestmark = pytest.mark.timeout(3600 if SOAK else 300)
 
 COUNTED = {64: 10_000_000, 1500: 1_000_000}
 VERIFIED = COUNTED if SOAK else {64: 200_000, 1500: 50_000}
+VERIFIED_BY_RING = 20_000
 VERIFIED_ON_WIRE = {64: 20_000, 1500: 10_000}
 
 QUEUE_SIZE = 256
 CIRCULATING_BURSTS = 4  # of 32 frames: half of the ring, so that there is always room to send on
 
 mergeable_or_not = pytest.mark.parametrize("mergeable", [True, False], ids=["mergeable", "not mergeable"])
+RINGS = {"split": (0, 0), "split, in order": (0, 1), "packed": (1, 0), "packed, in order": (1, 1)}
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +45,12 @@ def _needs_testpmd() -> None:
     testpmd.require()
 
 
-def driver(path: Path, mergeable: bool) -> str:
-    """The virtio-user port: a split ring without in-order use."""
+def driver(path: Path, mergeable: bool, ring: str = "split") -> str:
+    """The virtio-user port."""
+    packed, in_order = RINGS[ring]
     return (
         f"net_virtio_user0,path={path},mac=52:54:00:00:00:01,queues=1,queue_size={QUEUE_SIZE},"
-        f"mrg_rxbuf={mergeable:d},in_order=0,packed_vq=0"
+        f"mrg_rxbuf={mergeable:d},in_order={in_order},packed_vq={packed}"
     )
 
 
@@ -57,10 +60,14 @@ def two_cores() -> list[int]:
     return [cores[-1], cores[0]]
 
 
-def assert_exact(backend: Backend, mergeable: bool, count: int, octets: int) -> None:
+def assert_exact(backend: Backend, mergeable: bool, count: int, octets: int, ring: str = "split") -> None:
     """What guestwire has counted is what testpmd has sent, and nothing was dropped."""
     guest = backend.guest()
     assert ("VIRTIO_NET_F_MRG_RXBUF" in guest["features"]) is mergeable
+    kinds = tuple(
+        int(feature in guest["features"]) for feature in ("VIRTIO_F_RING_PACKED", "VIRTIO_F_IN_ORDER")
+    )
+    assert kinds == RINGS[ring]
     for direction in ("rx", "tx"):
         counted = guest["counters"][direction]
         assert (counted["frames"], counted["bytes"], counted["drops"]) == (count, octets, {})
@@ -110,7 +117,13 @@ def test_every_frame_comes_back(tmp_path: Path, mergeable: bool) -> None:
 
 
 def verify(
-    folder: Path, backend: Backend, mergeable: bool, size: int, count: int, window: int | None = None
+    folder: Path,
+    backend: Backend,
+    mergeable: bool,
+    size: int,
+    count: int,
+    window: int | None = None,
+    ring: str = "split",
 ) -> int:
     """Forward frames from a file to the virtio-user port, and what comes back to another file.
 
@@ -123,7 +136,7 @@ def verify(
         PcapFifo(folder, stream, count, window) as capture,
         Testpmd(
             capture.vdev,
-            driver(backend.socket, mergeable),
+            driver(backend.socket, mergeable, ring),
             arguments=[f"--rxd={QUEUE_SIZE}", f"--txd={QUEUE_SIZE}", "--no-flush-rx"],
             cores=two_cores(),
         ) as pmd,
@@ -133,7 +146,7 @@ def verify(
         pmd.forward("io retry")
         capture.wait()
         stop(pmd)
-        assert_exact(backend, mergeable, count, count * size)
+        assert_exact(backend, mergeable, count, count * size, ring)
     assert (stream.sent, stream.received, stream.lost) == (count, count, 0)
     return count
 
@@ -143,6 +156,13 @@ def verify(
 def test_every_byte_comes_back(tmp_path: Path, size: int, mergeable: bool) -> None:
     with Backend(tmp_path, "echo") as backend:
         verify(tmp_path, backend, mergeable, size, VERIFIED[size])
+
+
+@mergeable_or_not
+@pytest.mark.parametrize("ring", [name for name in RINGS if name != "split"])
+def test_every_byte_comes_back_by_every_ring(tmp_path: Path, ring: str, mergeable: bool) -> None:
+    with Backend(tmp_path, "echo") as backend:
+        verify(tmp_path, backend, mergeable, 300, VERIFIED_BY_RING, ring=ring)
 
 
 @contextlib.contextmanager

@@ -56,6 +56,9 @@ class Port(Protocol):
     """The longest time that a worker polls the port before it sleeps, unless the user says otherwise, in
     microseconds."""
 
+    in_order: bool
+    """Whether the port returns buffers in the order in which the guest made them available."""
+
     offloads: Feature
     """The offloads that the port can do, as features of the device; known once it is open."""
 

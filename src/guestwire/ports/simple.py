@@ -41,6 +41,7 @@ class SimplePort:
     max_queue_pairs = MOST_QUEUE_PAIRS
     bounce_frames = 0
     poll_us = POLL_US
+    in_order = True
     interface_index = None
     link_up = True
     gone = False
@@ -106,6 +107,7 @@ class PcapControl:
     max_queue_pairs = 1
     bounce_frames = 0
     poll_us = POLL_US
+    in_order = True
     offloads = SENT_OFFLOADS
     interface_index = None
     link_up = True

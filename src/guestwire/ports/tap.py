@@ -115,6 +115,7 @@ class TapControl:
 
     bounce_frames = 0
     poll_us = 0  # each poll would be a system call
+    in_order = True
 
     def __init__(self, interface: str, options: TapOptions | None = None) -> None:
         self.name = interface

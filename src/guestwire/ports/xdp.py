@@ -100,6 +100,8 @@ class XdpControl:
         self.bounce_frames = RING_ENTRIES if options.mode == "bounce" else BOUNCE_FRAMES
         self.mtu = 0
         self.poll_us = POLL_US
+        # A NIC may finish out of order, and the kernel puts back buffers of frames that it drops.
+        self.in_order = False
         self.offloads = options.features
         self._interface: Interface | None = None
         self._gone = False

@@ -21,7 +21,9 @@ class RingConfiguration:
         available_address: user address of the available ring.
         used_address: user address of the used ring.
         log_address: guest address at which writes to the used ring are logged; None to log none.
-        base: where to begin: for a split ring the available-ring index of the first buffer.
+        base: where to begin: for a split ring the available-ring index of the first buffer, for a packed
+            one the positions of the next available and the next used descriptor with their wrap counters
+            (vhost-user, "Vring descriptor indices for packed virtqueues").
         kick_fd: to be told of new buffers, non-blocking; None to poll the ring instead.
         call_fd: to tell of used buffers, non-blocking; None to tell nobody.  It need not be an
             eventfd: User-Mode Linux passes a pipe.
@@ -83,8 +85,8 @@ class Device(Protocol):
         """Stop a running ring, drain it, and touch neither it nor its descriptors afterwards.
 
         Returns:
-            what GET_VRING_BASE answers: for a split ring the available-ring index of the first
-            buffer that was not consumed.
+            what GET_VRING_BASE answers, and `RingConfiguration.base` takes: the first buffer that was
+            not consumed.
         """
 
     def enable_ring(self, index: int, enabled: bool) -> None:

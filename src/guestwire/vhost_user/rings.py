@@ -33,14 +33,20 @@ class Area:
     length: int
 
 
+FIRST_PACKED_BASE = 0x8000_8000
+"""Where a packed ring begins: both indexes 0, both wrap counters 1 (virtio 1.3, 2.8.1)."""
+
+
+def area_lengths(size: int, packed: bool) -> tuple[int, int, int]:
+    """Return the bytes of a ring's descriptor, driver and device area (virtio 1.3, 2.7 and 2.8.10.1)."""
+    return (16 * size, 4, 4) if packed else (16 * size, 6 + 2 * size, 6 + 8 * size)
+
+
 def areas(addresses: RingAddress, size: int, packed: bool) -> tuple[Area, Area, Area]:
-    """Return where a ring's areas lie and how long they are (virtio 1.3, 2.7 and 2.8.10.1)."""
-    if packed:
-        available, used = 4, 4
-    else:
-        available, used = 6 + 2 * size, 6 + 8 * size
+    """Return where a ring's areas lie and how long they are."""
+    descriptors, available, used = area_lengths(size, packed)
     return (
-        Area("descriptor table", addresses.descriptor, 16 * size),
+        Area("descriptor table", addresses.descriptor, descriptors),
         Area("available ring", addresses.available, available),
         Area("used ring", addresses.used, used),
     )
@@ -65,7 +71,7 @@ class Ring:
         index: its number; even ones receive.
         size: descriptors; None until it is told.
         addresses: where its areas lie; None until it is told.
-        base: where the device begins, or has stopped.
+        base: where the device begins, or has stopped; None until it is told.
         kicked: whether SET_VRING_KICK has come since the ring last stopped.
         kick: the descriptor that came with it; None to poll.
         call: tells the driver of used buffers.
@@ -83,7 +89,7 @@ class Ring:
         self.index = index
         self.size: int | None = None
         self.addresses: RingAddress | None = None
-        self.base = 0
+        self.base: int | None = None
         self.kicked = False
         self.kick: FileDescriptor | None = None
         self.call: FileDescriptor | None = None
@@ -95,6 +101,12 @@ class Ring:
         """Wait for another SET_VRING_KICK."""
         close_all(self.kick)
         self.kick, self.kicked = None, False
+
+    def base_or_first(self, packed: bool) -> int:
+        """Return `base`, or where a ring begins of which nothing was told."""
+        if self.base is None:
+            return FIRST_PACKED_BASE if packed else 0
+        return self.base
 
     def configuration(self, memory: GuestMemory, packed: bool) -> RingConfiguration | None:
         """Return what the device needs, or None while something is not known yet.
@@ -112,7 +124,7 @@ class Ring:
             available_address=self.addresses.available,
             used_address=self.addresses.used,
             log_address=self.addresses.log if log else None,
-            base=self.base,
+            base=self.base_or_first(packed),
             kick_fd=number(self.kick),
             call_fd=number(self.call),
             error_fd=number(self.error),
@@ -247,7 +259,7 @@ class Rings:
         """
         ring = self[index]
         self._stop(ring)
-        return ring.base
+        return ring.base_or_first(self.packed)
 
     def _stop(self, ring: Ring) -> None:
         try:

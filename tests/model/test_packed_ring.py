@@ -33,14 +33,19 @@ def shapes(draw: st.DrawFn) -> Shape:
 buffers = st.lists(st.integers(1, 2 * KIB), min_size=1, max_size=4)
 
 
-def step(machine: Both, draw: st.DrawFn) -> None:
-    """Let an obedient driver, or the devices, do something."""
+def step(machine: Both, draw: st.DrawFn, *, hostile: bool = False) -> None:
+    """Let an obedient driver, or the devices, do something.
+
+    A hostile one takes nothing back, and may write to used descriptors that it cannot see yet: they are
+    published at once.
+    """
     shape = machine.shape
     match draw(st.integers(0, 9)):
         case 0 | 1 | 2:
             machine.offer(draw(buffers), table=shape.indirect and draw(st.booleans()))
         case 3:
-            machine.take()
+            if not hostile:
+                machine.take()
         case 4:
             position = Position(draw(st.integers(0, shape.size)) & 0x7FFF, draw(st.booleans()))
             machine.suppress(draw(st.integers(0, 3)), position)
@@ -48,6 +53,8 @@ def step(machine: Both, draw: st.DrawFn) -> None:
             machine.pop(draw(st.integers(1, 64)))
         case 7:
             machine.push(draw(st.integers(0, 63)), draw(st.integers(0, 1000)))
+            if hostile:
+                machine.publish()
         case 8:
             machine.publish()
         case _:
@@ -76,7 +83,7 @@ def test_a_hostile_driver(shape: Shape, data: st.DataObject) -> None:
     with both(shape) as machine:
         for _ in range(draw(st.integers(1, 20))):
             if draw(st.booleans()):
-                step(machine, draw)
+                step(machine, draw, hostile=True)
                 continue
             position = machine.available
             count = draw(st.integers(1, 5))

@@ -67,7 +67,9 @@ def test_a_guest_pings_and_moves_files(tmp_path: Path, kind: str, mode: str) -> 
                 assert set(copied) <= ({"checksum", "segmentation"} if direction == "tx" else set())
 
 
-@pytest.mark.parametrize("options", [{"mrg_rxbuf": "off"}, {"indirect_desc": "off", "event_idx": "off"}])
+@pytest.mark.parametrize(
+    "options", [{"mrg_rxbuf": "off"}, {"indirect_desc": "off", "event_idx": "off"}, {"packed": "on"}]
+)
 def test_a_driver_with_other_features(tmp_path: Path, options: Mapping[str, str]) -> None:
     with (
         Wire() as wire,
@@ -75,6 +77,8 @@ def test_a_driver_with_other_features(tmp_path: Path, options: Mapping[str, str]
         make_guest("qemu", backend.socket, options) as guest,
     ):
         configure(guest, wire)
+        packed = "VIRTIO_F_RING_PACKED" in backend.guest()["features"]
+        assert packed is (options.get("packed") == "on")
         ping_both_ways(guest, wire)
         assert transfer.to_guest(wire, guest, 4 * MIB).intact
         assert transfer.from_guest(wire, guest, 4 * MIB).intact

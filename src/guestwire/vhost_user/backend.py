@@ -241,11 +241,18 @@ class Backend:
 
     def _add_mem_reg(self, added: SingleRegion) -> None:
         region = MemoryRegion.of(added.region, self._descriptors[0])
+        # QEMU (seen of 7.2) adds each region once for each queue pair, and removes it as often.
+        if (repeated := self.memory.with_repeated(region)) is not None:
+            self.memory = repeated
+            return
         self._set_memory(self.memory.with_region(region, MAX_MEMORY_SLOTS))
         self._descriptors.clear()
 
     def _rem_mem_reg(self, removed: SingleRegion) -> None:
         memory, region = self.memory.without(removed.region)
+        if region is None:
+            self.memory = memory
+            return
         self._set_memory(memory)
         close_all(region.descriptor)
 

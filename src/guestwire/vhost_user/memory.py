@@ -6,8 +6,9 @@ the device has taken the new.  Source: QEMU, docs/interop/vhost-user.rst, "Memor
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from guestwire.errors import FrontendError
@@ -28,6 +29,7 @@ class MemoryRegion:
         user_address: where the frontend sees it; ring addresses are of this kind.
         mmap_offset: where it begins in the file; not necessarily on a page boundary.
         descriptor: the file, owned by whoever holds the table.
+        additions: how often it was added, and is to be removed until it is gone.
     """
 
     guest_address: int
@@ -35,6 +37,7 @@ class MemoryRegion:
     user_address: int
     mmap_offset: int
     descriptor: FileDescriptor
+    additions: int = 1
 
     @classmethod
     def of(cls, region: Region, descriptor: FileDescriptor) -> Self:
@@ -89,6 +92,17 @@ class GuestMemory:
     def __len__(self) -> int:
         return len(self.regions)
 
+    def with_repeated(self, region: MemoryRegion) -> GuestMemory | None:
+        """Return the table with a region added once more; None if it is none of the table's, file and all."""
+        for index, other in enumerate(self.regions):
+            same = replace(other, descriptor=region.descriptor, additions=region.additions) == region
+            if same and os.path.sameopenfile(region.fd, other.fd):
+                return self._with(index, replace(other, additions=other.additions + 1))
+        return None
+
+    def _with(self, index: int, *regions: MemoryRegion) -> GuestMemory:
+        return GuestMemory((*self.regions[:index], *regions, *self.regions[index + 1 :]))
+
     def with_region(self, region: MemoryRegion, most: int) -> GuestMemory:
         """Return the table with one region more.
 
@@ -109,8 +123,8 @@ class GuestMemory:
             )
         return GuestMemory((*self.regions, region))
 
-    def without(self, region: Region) -> tuple[GuestMemory, MemoryRegion]:
-        """Return the table without a region, and that region.
+    def without(self, region: Region) -> tuple[GuestMemory, MemoryRegion | None]:
+        """Return the table without a region, and that region; None if it was added more often than removed.
 
         "The memory region to be removed is identified by its guest address, user address and size.
         The mmap offset is ignored." (REM_MEM_REG)
@@ -121,7 +135,9 @@ class GuestMemory:
         wanted = (region.guest_address, region.user_address, region.size)
         for index, other in enumerate(self.regions):
             if (other.guest_address, other.user_address, other.size) == wanted:
-                return GuestMemory(self.regions[:index] + self.regions[index + 1 :]), other
+                if other.additions > 1:
+                    return self._with(index, replace(other, additions=other.additions - 1)), None
+                return self._with(index), other
         raise FrontendError(
             f"no region of {region.size:#x} bytes at guest address {region.guest_address:#x}, "
             f"user address {region.user_address:#x} is in the table of {len(self.regions)}"

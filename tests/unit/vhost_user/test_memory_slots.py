@@ -49,6 +49,29 @@ def test_add_and_remove(frontend, device):
     assert removed.fileno() == -1
 
 
+def test_a_region_that_is_added_for_each_queue_pair_is_removed_as_often(frontend, device):
+    frontend.negotiate()
+    descriptor = frontend.memfd()
+    for _ in range(3):
+        assert frontend.acknowledged(Request.ADD_MEM_REG, SingleRegion(DIMM), descriptor)
+    assert [region.guest_address for region in device.memory] == [DIMM.guest_address]
+    memory = device.memory
+    for _ in range(2):
+        assert frontend.acknowledged(Request.REM_MEM_REG, SingleRegion(DIMM))
+        assert device.memory is memory
+        assert is_open(memory[0].fd)
+    assert frontend.acknowledged(Request.REM_MEM_REG, SingleRegion(DIMM))
+    assert device.memory == ()
+    assert not frontend.acknowledged(Request.REM_MEM_REG, SingleRegion(DIMM))
+
+
+def test_the_same_place_in_another_file_is_refused(frontend, device):
+    frontend.negotiate()
+    assert frontend.acknowledged(Request.ADD_MEM_REG, SingleRegion(DIMM), frontend.memfd())
+    assert not frontend.acknowledged(Request.ADD_MEM_REG, SingleRegion(DIMM), frontend.memfd())
+    assert "overlaps" in str(frontend.refused[0])
+
+
 def test_up_to_all_slots(frontend, device):
     frontend.negotiate()
     descriptor = frontend.memfd()

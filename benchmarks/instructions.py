@@ -34,7 +34,7 @@ SOCKET_RING = 2048
 BOUNCE_FRAMES = 2048
 WARM_UP_PASSES = 24
 # One pass of the worker: what is counted. The other is called once where counting begins anew.
-COUNTED = "__pyx_f_9guestwire_8datapath_10queue_pair_step*"
+COUNTED = "__pyx_f_9guestwire_8datapath_10queue_pair_queue_pair_pass"
 BEGIN = "__pyx_pw_9guestwire_8datapath_10queue_pair_9QueuePair_*enable"
 
 

@@ -36,7 +36,8 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         queue_pairs: how many are offered.
         mac: offered to frontends that read the configuration space; by default made from the name.
         poll_us: the longest time a worker polls before it sleeps, in microseconds; None: the port says.
-        cpus: CPUs for the workers, in turn; empty for any.
+        cpus: one worker on each of them serves the queue pairs that fall to it in turn; empty: a worker for
+            each queue pair, on any CPU.
         max_pinned: how much memory the kernel may pin for it, such as ``4G``; None for any amount.
     """
 

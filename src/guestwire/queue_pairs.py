@@ -1,8 +1,8 @@
 """A guest's rings, and the workers that run them in pairs between its memory and a port.
 
-Each queue pair has a worker of its own while it is attached (`QueuePairs._update` says when). There is no
-other way to pause a worker than to end it, so that whatever changes (memory, port, a ring) changes while
-nobody looks: `QueuePairs.move` is how a guest at work gets other memory or another port.
+A queue pair is in a worker's hands while it is attached (`QueuePairs._update` says when). Whatever changes
+(memory, port, a ring) changes while it is in nobody's; the worker's other pairs go on. `QueuePairs.move` is
+how a guest at work gets other memory or another port.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from guestwire.vhost_user.device import RingConfiguration
 from guestwire.vhost_user.rings import area_lengths
 from guestwire.virtio.features import Feature, net_header_size
 from guestwire.virtio.ring_errors import RingError
-from guestwire.worker import Worker
+from guestwire.worker import Workers
 
 
 @dataclasses.dataclass(slots=True)
@@ -70,7 +70,8 @@ class QueuePairs:
         self.rings: dict[int, Ring] = {}
         self.state = "starting"
         self.trouble_fd = -1
-        self._attached: dict[int, Worker] = {}
+        self._attached: dict[int, QueuePair] = {}
+        self._workers = Workers(config.name, config.cpus)
         self._trouble = threading.Lock()  # held while an error descriptor is looked at or changed
         self._signals = Signals()
         self._counters: Counters | None = None
@@ -98,7 +99,7 @@ class QueuePairs:
     @property
     def port_gone(self) -> bool:
         """Whether a worker has found that what its port is made of is no more."""
-        return any(worker.pair.port.gone for worker in list(self._attached.values()))
+        return any(pair.port.gone for pair in list(self._attached.values()))
 
     # --- rings ---------------------------------------------------------------------------------------
 
@@ -191,12 +192,13 @@ class QueuePairs:
             return
         if pair in self._attached:
             self._enable(pair)
+            self._workers.wake(pair)
         else:
             self._attach(pair)
 
     def _enable(self, pair: int) -> None:
         rx, tx = self.rings[2 * pair], self.rings[2 * pair + 1]
-        self._attached[pair].pair.enable(rx=rx.enabled, tx=tx.enabled)
+        self._attached[pair].enable(rx=rx.enabled, tx=tx.enabled)
 
     def _queue_size(self, pair: int) -> int:
         """Return the larger of the sizes of a pair's rings."""
@@ -246,35 +248,38 @@ class QueuePairs:
                     offloads=int(self.features),
                     counters=self._counters,
                     index=pair,
-                    poll_us=self.port.poll_us if self._config.poll_us is None else self._config.poll_us,
                     trouble_fd=self.trouble_fd,
                 )
-            cpus = self._config.cpus
-            worker = Worker(work, f"{self._config.name}/{pair}", cpus[pair % len(cpus)] if cpus else None)
-            self._attached[pair] = worker
+            self._attached[pair] = work
             self._enable(pair)
             work.post()
             self.port.resume(pair)
-            worker.start()
+            with host_refuses(f"start queue pair {pair}"):
+                self._workers.add(pair, work, self._poll_us)
         except BaseException:
             self._attached.pop(pair, None)
             self.port.detach(pair)
             raise
         self.state = "running"
 
+    @property
+    def _poll_us(self) -> int:
+        return self.port.poll_us if self._config.poll_us is None else self._config.poll_us
+
     def _detach(self, pair: int) -> None:
         """End a pair's work: nothing of it is lost, and each ring's base is exact afterwards."""
-        worker = self._attached.pop(pair, None)
-        if worker is None:
+        work = self._attached.pop(pair, None)
+        if work is None:
             return
         self.port.quiesce(pair)
-        worker.stop()
+        self._workers.remove(pair, work)
         try:
+            work.finish()
             self.port.detach(pair)
         finally:
-            owed = worker.pair.settle()
-            self._note_trouble(pair, worker.pair)
-            rings = (worker.pair.rx, worker.pair.tx)
+            owed = work.settle()
+            self._note_trouble(pair, work)
+            rings = (work.rx, work.tx)
             for index, (ring, call) in enumerate(zip(rings, owed, strict=True), 2 * pair):
                 self.rings[index].base = ring.base
                 if call:
@@ -287,8 +292,8 @@ class QueuePairs:
         """Say what workers have found broken; for the event loop, where nobody is waited for."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.trouble_fd)
-        for pair, worker in list(self._attached.items()):
-            self._note_trouble(pair, worker.pair)
+        for pair, work in list(self._attached.items()):
+            self._note_trouble(pair, work)
 
     def _note_trouble(self, pair: int, work: QueuePair) -> None:
         """Say what a worker has found broken, and tell the frontend."""

@@ -6,14 +6,13 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import guestwire.queue_pairs
+import guestwire.worker
 from guestwire.config import GuestConfig
-from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.window import Window
+from guestwire.datapath.worker import WorkLoop
 from guestwire.errors import FrontendError, HostError
 from guestwire.guest import Guest
 from guestwire.offer import default_mac
@@ -139,12 +138,12 @@ def test_a_port_says_how_long_to_poll_unless_the_user_does(
 ) -> None:
     told = []
 
-    class Spy(QueuePair):
-        def __init__(self, *args: Any, poll_us: int, **options: Any) -> None:
+    class Spy(WorkLoop):
+        def __init__(self, *, poll_us: int) -> None:
             told.append(poll_us)
-            super().__init__(*args, poll_us=poll_us, **options)
+            super().__init__(poll_us=poll_us)
 
-    monkeypatch.setattr(guestwire.queue_pairs, "QueuePair", Spy)
+    monkeypatch.setattr(guestwire.worker, "WorkLoop", Spy)
     port.poll_us = 0
     guest = Guest(GuestConfig(port="echo", name="vm1", poll_us=asked), port, tmp_path / "vm1.counters")
     guest.open()

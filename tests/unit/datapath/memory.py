@@ -22,7 +22,17 @@ NEXT, WRITE = 1, 2
 class Ring:
     """The driver's side of a split ring, written by hand."""
 
-    def __init__(self, window: Window, at: int, size: int = 64, *, receive: bool, base: int = 0) -> None:
+    def __init__(
+        self,
+        window: Window,
+        at: int,
+        size: int = 64,
+        *,
+        receive: bool,
+        base: int = 0,
+        kick_fd: int = -1,
+        call_fd: int = -1,
+    ) -> None:
         self.window, self.size, self.receive = window, size, receive
         self.at = window.translate_guest(GUEST_BASE + at, 0x4000)
         self.index, self.next_descriptor = base, 0
@@ -34,6 +44,8 @@ class Ring:
             self.at + 0x2000,
             receive=receive,
             base=base,
+            kick_fd=kick_fd,
+            call_fd=call_fd,
         )
 
     def offer(self, *buffers: tuple[int, int]) -> int:

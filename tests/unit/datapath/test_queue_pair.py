@@ -1,10 +1,8 @@
-"""The worker's loop on the echo and null ports: layouts, mergeable buffers, drops, broken rings."""
+"""A queue pair on the echo and null ports: layouts, mergeable buffers, drops, broken rings."""
 
 from __future__ import annotations
 
-import os
 import random
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -223,32 +221,3 @@ def test_frames_for_a_disabled_receive_ring_are_dropped_and_it_goes_on_exactly(m
     guest.pair.finish()
     guest.pair.settle()
     assert guest.rx.device.base == 1
-
-
-def test_a_running_worker_stops_when_told(machine: Make) -> None:
-    guest = machine()
-    worker = threading.Thread(target=guest.pair.run)
-    worker.start()
-    guest.pair.stop()
-    worker.join(10)
-    assert not worker.is_alive()
-
-
-def test_a_truncated_memory_file_ends_the_worker_and_tells(machine: Make) -> None:
-    guest = machine()
-    trouble = os.eventfd(0, os.EFD_NONBLOCK)
-    pair_type = type(guest.pair)
-    pair = pair_type(
-        guest.window,
-        EchoPort(),
-        guest.rx.device,
-        guest.tx.device,
-        counters=guest.counters,
-        trouble_fd=trouble,
-    )
-    pair.enable(rx=True, tx=True)
-    os.ftruncate(guest.fd, 0)
-    pair.run()
-    assert guest.window.fault
-    assert os.eventfd_read(trouble) == 1
-    os.close(trouble)

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from backend.process import wait_until
 from guestwire.testing.fake_xdp_socket import FakeXdpSocket, scatter_pages
+from unit.datapath.working import working
 from unit.datapath.xdp_machine import LARGE, MODES, Mode, XdpMachine, receive_address
 
 Make = Callable[..., XdpMachine]
@@ -135,17 +137,16 @@ def test_frames_that_never_left_are_given_back_and_counted(machine: Make, mode: 
         assert guest.counted()["tx"]["drops"] == {"unsent": 15}
 
 
-def test_frames_that_complete_while_the_worker_ends_are_not_lost(machine: Make) -> None:
+def test_frames_that_complete_while_the_work_ends_are_not_lost(machine: Make) -> None:
     guest = machine("zero-copy")
     for number in range(64):
         guest.offer_frame(number, frame(60))
     guest.run()
-    worker = threading.Thread(target=guest.pair.run)
-    worker.start()
-    guest.pair.stop()
+    end = threading.Thread(target=guest.pair.finish)
+    end.start()
     guest.socket.complete([one.addresses[0] for one in guest.socket.take_frames()])
-    worker.join(10)
-    assert not worker.is_alive()
+    end.join(10)
+    assert not end.is_alive()
     assert sorted(guest.tx.used()) == [(head, 0) for head in range(64)]
     assert guest.counted()["tx"]["drops"] == {}
 
@@ -153,17 +154,10 @@ def test_frames_that_complete_while_the_worker_ends_are_not_lost(machine: Make) 
 def test_a_sleeping_worker_is_woken_by_what_the_socket_has(machine: Make) -> None:
     guest = machine("direct")
     guest.offer_receive(1)
-    worker = threading.Thread(target=guest.pair.run)
     guest.pair.post()
-    worker.start()
-    try:
+    with working(guest.pair):
         guest.socket.deliver(guest.socket.take_fill()[0], frame(60))
-        for _ in range(1_000_000):
-            if guest.rx.used():
-                break
-    finally:
-        guest.pair.stop()
-        worker.join(10)
+        wait_until(guest.rx.used)
     assert guest.rx.used() == [(0, 72)]
 
 

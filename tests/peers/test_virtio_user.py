@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.multiqueue import pair_counters
 from backend.process import Backend, wait_until
 from guestwire.testing import FrameStream, Wire
 from guestwire.testing.frame_stream import ETHERTYPE
@@ -45,11 +46,11 @@ def _needs_testpmd() -> None:
     testpmd.require()
 
 
-def driver(path: Path, mergeable: bool, ring: str = "split") -> str:
+def driver(path: Path, mergeable: bool, ring: str = "split", queues: int = 1) -> str:
     """The virtio-user port."""
     packed, in_order = RINGS[ring]
     return (
-        f"net_virtio_user0,path={path},mac=52:54:00:00:00:01,queues=1,queue_size={QUEUE_SIZE},"
+        f"net_virtio_user0,path={path},mac=52:54:00:00:00:01,queues={queues},queue_size={QUEUE_SIZE},"
         f"mrg_rxbuf={mergeable:d},in_order={in_order},packed_vq={packed}"
     )
 
@@ -80,7 +81,7 @@ def stop(pmd: Testpmd) -> None:
     assert set(dropped) == {"0"}
 
 
-def circulate(pmd: Testpmd, size: int, count: int) -> int:
+def circulate(pmd: Testpmd, size: int, count: int, queues: int = 1) -> int:
     """Send a few frames in circles until so many have come back; return how many were sent."""
     before = pmd.stats()
     pmd.command(f"set txpkts {size}")
@@ -92,7 +93,7 @@ def circulate(pmd: Testpmd, size: int, count: int) -> int:
     stop(pmd)
     after = pmd.stats()
     # testpmd sends on all that it receives: what is missing is on its way, and that never changes.
-    assert after["TX-packets"] - after["RX-packets"] == BURST * CIRCULATING_BURSTS
+    assert after["TX-packets"] - after["RX-packets"] == BURST * CIRCULATING_BURSTS * queues
     pmd.forward("rxonly")
     wait_until(lambda: pmd.stats()["RX-packets"] == after["TX-packets"])
     stop(pmd)
@@ -114,6 +115,25 @@ def test_every_frame_comes_back(tmp_path: Path, mergeable: bool) -> None:
             sent = circulate(pmd, size, count)
             frames, octets = frames + sent, octets + sent * size
             assert_exact(backend, mergeable, frames, octets)
+
+
+def test_every_frame_comes_back_on_four_queue_pairs(tmp_path: Path) -> None:
+    cpu = str(min(os.sched_getaffinity(0)))
+    with (
+        Backend(tmp_path, "echo", ["--queue-pairs", "4", "--cpus", cpu]) as backend,
+        Testpmd(
+            driver(backend.socket, mergeable=True, queues=4),
+            arguments=[f"--rxd={QUEUE_SIZE}", f"--txd={QUEUE_SIZE}", "--no-flush-rx", "--rxq=4", "--txq=4"],
+        ) as pmd,
+    ):
+        frames = octets = 0
+        for size, count in {64: 100_000, 1500: 50_000}.items():
+            sent = circulate(pmd, size, count, queues=4)
+            frames, octets = frames + sent, octets + sent * size
+            assert_exact(backend, True, frames, octets)
+        counted = [each["tx"]["frames"] for each in pair_counters(backend)]
+        assert len(counted) == 4
+        assert min(counted) > 0
 
 
 def verify(

@@ -126,6 +126,8 @@ def test_every_frame_comes_back_on_four_queue_pairs(tmp_path: Path) -> None:
             arguments=[f"--rxd={QUEUE_SIZE}", f"--txd={QUEUE_SIZE}", "--no-flush-rx", "--rxq=4", "--txq=4"],
         ) as pmd,
     ):
+        # What is sent before a transmit ring is enabled is dropped, as the specification says.
+        wait_until(lambda: [ring["enabled"] for ring in backend.guest()["rings"]] == 8 * [True])
         frames = octets = 0
         for size, count in {64: 100_000, 1500: 50_000}.items():
             sent = circulate(pmd, size, count, queues=4)

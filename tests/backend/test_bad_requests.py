@@ -109,8 +109,8 @@ LAST = 256 * MIB + 2 * MIB  # the end of the memory
 IMPOSSIBLE = [
     Offence(
         "a feature never offered",
-        asks(Request.SET_FEATURES, U64(FEATURES | Feature.VIRTIO_F_RING_PACKED)),
-        "SET_FEATURES: features that were never offered: VIRTIO_F_RING_PACKED",
+        asks(Request.SET_FEATURES, U64(FEATURES | Feature.VIRTIO_F_RING_RESET)),
+        "SET_FEATURES: features that were never offered: VIRTIO_F_RING_RESET",
         "switch them off in the frontend",
     ),
     Offence(

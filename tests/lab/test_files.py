@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from guestwire.testing import images, transfer
+from guestwire.testing import images
 from guestwire.testing.guests import UmlGuest
 from lab.machine import LabMachine, run_inside
 
@@ -20,7 +20,6 @@ pytestmark = [
 
 def test_files_in_zero_copy(lab: None) -> None:
     # Fetched and built here, where what is written stays.
-    modules = UmlGuest(modules=["ipv6"]).modules
-    images.guest_initramfs(images.uml_kernel(), modules, programs=[transfer.CHECKSUM_PROGRAM])
+    images.guest_initramfs(images.uml_kernel(), UmlGuest(modules=["ipv6"]).modules)
     with LabMachine("virtio_net", memory_mib=4096, kernel_options="ipv6.disable=0") as machine:
         print(run_inside(machine, "test_files.py", "-s", timeout=3600))

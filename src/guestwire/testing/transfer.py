@@ -79,18 +79,7 @@ def to_guest(
     Raises:
         ChannelError: the guest did not receive them, or is gone.
     """
-    content = os.urandom(size)
-    sent = hashlib.sha512(content).hexdigest()
-
-    def send(connection: socket.socket) -> None:
-        # close() then returns when the guest has acknowledged the last byte (socket(7)).
-        linger = struct.pack("ii", 1, max(1, round(timeout)))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        for start in range(0, size, PIECE):
-            connection.sendall(content[start : start + PIECE])
-            progress(min(start + PIECE, size))
-
-    seconds = _exchange(peer, guest, send, f"of={GUEST_FILE}", timeout)
+    seconds, sent = _send(peer, guest, size, timeout, progress)
     return Transfer(size, seconds, sent, _guest_checksum(guest, timeout))
 
 
@@ -105,6 +94,42 @@ def from_guest(
     mebibytes = size >> 20
     guest.check(f"dd if=/dev/urandom of={GUEST_FILE} bs=1M count={mebibytes}", timeout)
     sent = _guest_checksum(guest, timeout)
+    seconds, received = _receive(peer, guest, timeout, progress)
+    return Transfer(mebibytes << 20, seconds, sent, received)
+
+
+def there_and_back(peer: Peer, guest: Guest, size: int, timeout: float = 300.0) -> tuple[Transfer, Transfer]:
+    """Send ``size`` random bytes to a file in the guest, and have the guest send that file back.
+
+    For guests in which a checksum takes too long: only what comes back is compared with what was sent, and
+    both transfers have the same checksums.
+
+    Raises:
+        ChannelError: the guest did not receive or send them, or is gone.
+    """
+    there, sent = _send(peer, guest, size, timeout, ignore)
+    back, returned = _receive(peer, guest, timeout, ignore)
+    return Transfer(size, there, sent, returned), Transfer(size, back, sent, returned)
+
+
+def _send(peer: Peer, guest: Guest, size: int, timeout: float, progress: Progress) -> tuple[float, str]:
+    """Send random bytes to the guest's file; return how many seconds it took, and their checksum."""
+    content = os.urandom(size)
+
+    def send(connection: socket.socket) -> None:
+        # close() then returns when the guest has acknowledged the last byte (socket(7)).
+        linger = struct.pack("ii", 1, max(1, round(timeout)))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        for start in range(0, size, PIECE):
+            connection.sendall(content[start : start + PIECE])
+            progress(min(start + PIECE, size))
+
+    seconds = _exchange(peer, guest, send, f"of={GUEST_FILE}", timeout)
+    return seconds, hashlib.sha512(content).hexdigest()
+
+
+def _receive(peer: Peer, guest: Guest, timeout: float, progress: Progress) -> tuple[float, str]:
+    """Receive the guest's file; return how many seconds it took, and the checksum of what came."""
     checksum = hashlib.sha512()
 
     def receive(connection: socket.socket) -> None:
@@ -115,7 +140,7 @@ def from_guest(
             progress(received)
 
     seconds = _exchange(peer, guest, receive, f"if={GUEST_FILE}", timeout)
-    return Transfer(mebibytes << 20, seconds, sent, checksum.hexdigest())
+    return seconds, checksum.hexdigest()
 
 
 def _guest_checksum(guest: Guest, timeout: float) -> str:

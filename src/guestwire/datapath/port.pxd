@@ -17,7 +17,7 @@ cdef struct pair_context:
     uint16_t header_size        # of virtio_net_hdr: 12, or 10 for a legacy guest
     bint mergeable              # VIRTIO_NET_F_MRG_RXBUF
     uint64_t offloads           # the features that were negotiated of those that say what a header may ask
-    bint receiving              # the receive ring was enabled when this pass began
+    bint receiving              # the receive ring is enabled: as of this pass, unless the port keeps it
 
 # Completions are handed over as an array that stays the port's and is valid until its next call.
 cdef struct port_interface:
@@ -34,6 +34,7 @@ cdef struct port_interface:
     void (*drain)(port_interface *self) noexcept nogil
     pair_context *pair
     int fd                      # readable when rx_poll has something; -1: never sleeps for that
+    bint keeps_receive_ring     # the worker leaves that ring alone, and calls rx_post all the same
     bint wants_buffers          # a kick of the receive ring is worth waking up for
     bint busy                   # tx_poll must be called again soon: sleep only for a while
     bint under_way              # of the next frame a part was taken, so tx_submit must have it once more

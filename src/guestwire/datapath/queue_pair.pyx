@@ -73,20 +73,24 @@ cdef uint32_t collect(pair_work *w) noexcept nogil:
     if count:
         ring_push(w.pair.tx, done, count)
         moved += count
-    if w.pair.receiving:
+    if w.pair.receiving and not w.port.keeps_receive_ring:
         count = w.port.rx_poll(w.port, &done)
         if count:
             ring_push(w.pair.rx, done, count)
             moved += count
     # Transmit first: a driver that gets a frame back wants its transmit buffer back as well, to send it on.
     call(w.pair.tx, &w.pair.counters.tx_calls)
-    call(w.pair.rx, &w.pair.counters.rx_calls)
+    if not w.port.keeps_receive_ring:
+        call(w.pair.rx, &w.pair.counters.rx_calls)
     return moved
 
 
 cdef uint32_t post(pair_work *w) noexcept nogil:
     """Offer the port receive buffers; return how many came from the guest."""
     cdef uint32_t popped = 0
+    if w.port.keeps_receive_ring:
+        w.port.rx_post(w.port, &w.buffers)
+        return 0
     w.pair.receiving = load_relaxed_u32(&w.rx_enabled)
     if w.pair.receiving:
         if w.buffers.end - w.buffers.first <= BURST_CHAINS // 2 or w.port.wants_buffers:
@@ -159,7 +163,8 @@ cdef uint32_t queue_pair_pass(pair_work *w) noexcept nogil:
         if w.rx_asked or w.tx_asked:
             w.rx_asked = w.tx_asked = False
             ring_disable_notifications(w.pair.tx)
-            ring_disable_notifications(w.pair.rx)
+            if not w.port.keeps_receive_ring:
+                ring_disable_notifications(w.pair.rx)
     return moved
 
 
@@ -252,3 +257,5 @@ cdef class QueuePair:
         frames are dropped. May be called from any thread; a worker that has the pair is to be woken."""
         store_relaxed_u32(&self.w.rx_enabled, rx)
         store_relaxed_u32(&self.w.tx_enabled, tx)
+        if self.w.port.keeps_receive_ring:
+            store_relaxed_u32(<uint32_t *>&self.w.pair.receiving, rx)

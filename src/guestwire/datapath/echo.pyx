@@ -78,7 +78,7 @@ cdef int give_back_offloads(
     cdef uint32_t first
     cdef int reason
     if not f.under_way:
-        reason = sent_frame_begin(f, pair, frames, c, header, True)
+        reason = sent_frame_begin(f, pair, frames, c, header, pair.offloads)
         if reason != GOOD_FRAME:
             return reason
         f.under_way = True

@@ -161,7 +161,7 @@ cdef void pcap_tx_submit(port_interface *self, burst *frames) noexcept nogil:
         c = &frames.chains[frames.first]
         reason = check_sent_frame(self.pair, frames, c, LONGEST_FRAME, &header)
         if reason == GOOD_FRAME:
-            reason = sent_frame_begin(&p.frame, self.pair, frames, c, &header, False)
+            reason = sent_frame_begin(&p.frame, self.pair, frames, c, &header, 0)
         if reason != GOOD_FRAME:
             self.pair.counters.tx.drops[reason] += 1
         else:

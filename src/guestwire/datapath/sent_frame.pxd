@@ -5,7 +5,7 @@ take all of them yet sets `under_way` and goes on with the same frame later: wha
 virtio_net_hdr and headers meanwhile does not matter.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from guestwire.datapath.abi cimport net_header
 from guestwire.datapath.frames cimport piece
@@ -26,11 +26,11 @@ cdef struct sent_frame:
     uint8_t headers[MOST_HEADER]
     segmenter segmenter
 
-# Begin with the frame in a chain, whose `header` is what check_sent_frame copied: GOOD_FRAME or DROP_... . If
-# it `echoes`, what the guest asks for and accepts itself is passed on.
+# Begin with the frame in a chain, whose `header` is what check_sent_frame copied: GOOD_FRAME or DROP_... .
+# What it asks for is passed on if the guest that is to receive it has `accepted` that; 0: there is none.
 cdef int sent_frame_begin(
     sent_frame *f, pair_context *pair, const burst *frames, const chain *c, const net_header *header,
-    bint echoes
+    uint64_t accepted
 ) noexcept nogil
 
 # Go on to the next frame on the wire; False if there is none.

@@ -39,7 +39,7 @@ cdef uint64_t features_to_receive(const net_header *header, bint ipv4) noexcept 
 
 cdef int sent_frame_begin(
     sent_frame *f, pair_context *pair, const burst *frames, const chain *c, const net_header *header,
-    bint echoes
+    uint64_t accepted
 ) noexcept nogil:
     cdef int reason
     f.header = header[0]
@@ -52,7 +52,7 @@ cdef int sent_frame_begin(
     if reason != GOOD_FRAME:
         return reason
     f.large = header.gso_type != 0
-    if echoes and features_to_receive(header, f.segmenter.ipv4) & ~pair.offloads == 0:
+    if features_to_receive(header, f.segmenter.ipv4) & ~accepted == 0:
         return GOOD_FRAME
     f.finishing = True
     f.header.flags = f.header.gso_type = 0

@@ -68,7 +68,8 @@ class Ring(msgspec.Struct, kw_only=True):
 class PortState(msgspec.Struct, kw_only=True):
     """A guest's port; ``mode_reason`` says why the mode is not a better one.
 
-    ``description`` is how the port was asked for, at the start or by ``rebind``.
+    ``description`` is how the port was asked for, at the start or by ``rebind``. ``network`` is the wire that
+    a ``wire`` port is on, and ``members`` are the other guests there.
     """
 
     description: str
@@ -76,6 +77,8 @@ class PortState(msgspec.Struct, kw_only=True):
     interface: str | None
     mode: str | None
     mode_reason: str | None
+    network: str | None = None
+    members: list[str] = []
 
 
 class Memory(msgspec.Struct, kw_only=True):

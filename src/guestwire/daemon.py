@@ -81,6 +81,8 @@ def describe(guest: Guest, budget_bytes: int | None = None) -> GuestState:
             interface=port.interface,
             mode=port.mode,
             mode_reason=port.mode_reason,
+            network=port.network,
+            members=list(port.members),
         ),
         memory=Memory(
             guest_bytes=window.guest_bytes if window else 0,
@@ -154,7 +156,7 @@ class Daemon:
             raise ConfigurationError(
                 f"process {os.getpid()} serves no guest {name!r}; it serves: {known}", "guestwire status"
             )
-        port = parse_port(description, self._budget.for_guest(name))
+        port = parse_port(description, self._budget.for_guest(name), name)
         before = guest.config.port
         milliseconds = await self._change(lambda: rebind(guest, description, port))
         self._look_at(guest)
@@ -209,7 +211,7 @@ class Daemon:
         self._guests = [
             Guest(
                 config,
-                parse_port(config.port, self._budget.for_guest(config.name)),
+                parse_port(config.port, self._budget.for_guest(config.name), config.name),
                 directory / f"{config.name}.counters",
             )
             for config in self._configuration.guest

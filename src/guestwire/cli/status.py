@@ -68,11 +68,13 @@ def _row(guest: GuestState) -> tuple[str, ...]:
     mode = "" if port.kind != "xdp" else f"{port.mode or 'none'}"
     if port.mode_reason:
         mode += f"\n({escape(port.mode_reason)})"
+    if port.members:
+        mode = f"with {', '.join(port.members)}"
     errors = [f"ring {ring.index}: {ring.error}" for ring in guest.rings if ring.error]
     return (
         guest.name,
         escape("\n".join([guest.state, *errors])),
-        f"{port.kind} {port.interface or ''}",
+        f"{port.kind} {port.interface or port.network or ''}",
         mode,
         _memory(guest.memory),
         _direction(guest.counters.rx),

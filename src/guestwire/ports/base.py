@@ -17,13 +17,15 @@ class PortStatus:
     """What a port is and does, as ``guestwire status`` shows it.
 
     Attributes:
-        kind: ``xdp``, ``tap``, ``echo``, ``null`` or ``pcap``.
+        kind: ``xdp``, ``tap``, ``wire``, ``echo``, ``null`` or ``pcap``.
         interface: the network interface; None if the port has none.
         mode: an ``xdp`` port's mode in use; None for other ports, or while no guest is attached.
         mode_reason: why it is this mode and not a better one, or what else is to be known.
         pinned_bytes: memory that the kernel keeps pinned for the port.
         kernel: what the kernel counted for its sockets.
         asked_mode: the mode that an ``xdp`` port was asked for.
+        network: the name of the wire that a ``wire`` port is on.
+        members: the other guests on it.
     """
 
     kind: str
@@ -33,6 +35,8 @@ class PortStatus:
     pinned_bytes: int = 0
     kernel: dict[str, int] = dataclasses.field(default_factory=dict)
     asked_mode: str | None = None
+    network: str | None = None
+    members: tuple[str, ...] = ()
 
 
 class Port(Protocol):

@@ -12,17 +12,22 @@ from guestwire.ports.budget import GuestBudget
 from guestwire.ports.modes import MODES
 from guestwire.ports.simple import PcapControl, SimplePort
 from guestwire.ports.tap import LONGEST_TAP_MTU, TapControl, TapOptions
+from guestwire.ports.wire import WireControl, WireOptions
 from guestwire.ports.xdp import XdpControl
 from guestwire.ports.xdp_options import Headers, Offloads, Payload, XdpOptions
 
 SYNTAX = (
     "xdp:IFNAME[,queue=N][,mode=auto|zero-copy|direct|bounce][,shared=yes][,steer=MAC][,trust-mtu=yes]"
     "[,headers=auto|in-place|copied][,source=MAC][,offloads=auto|yes|no][,payload=auto|in-place][,gro=yes]  "
-    "tap:IFNAME|fd=N[+M...][,netns=NS][,bridge=BR][,mtu=N][,offloads=yes|no]  pcap:IN[,OUT]  echo  null"
+    "tap:IFNAME|fd=N[+M...][,netns=NS][,bridge=BR][,mtu=N][,offloads=yes|no]  "
+    "wire:NAME[,source=MAC][,ageing=S][,wait_us=N]  pcap:IN[,OUT]  echo  null"
 )
 
 _MAC = re.compile("([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
 _INTERFACE = re.compile("[^/:%\\s]{1,15}")
+_NETWORK = re.compile("[A-Za-z0-9_.-]{1,64}")
+_LEAST_AGEING_SECONDS, _MOST_AGEING_SECONDS = 10, 1_000_000  # IEEE 802.1Q
+_MOST_WAIT_US = 1_000_000
 
 
 def _xdp(arguments: str, budget: GuestBudget | None) -> XdpControl:
@@ -59,6 +64,19 @@ def _tap(arguments: str) -> TapControl:
     return TapControl(interface, TapOptions(**_understand(f"port tap:{interface}", options, _TAP_OPTIONS)))
 
 
+def _wire(arguments: str, guest: str) -> WireControl:
+    network, *options = arguments.split(",")
+    if not _NETWORK.fullmatch(network):
+        raise ConfigurationError(
+            f"port wire: {network!r} is no name for a wire: letters, digits and _.- are, up to 64"
+            if network
+            else "port wire: which one?",
+            f"use {SYNTAX}; the guests of a process that name the same wire are joined",
+        )
+    chosen = _understand(f"port wire:{network}", options, _WIRE_OPTIONS)
+    return WireControl(network, WireOptions(**chosen), guest=guest)
+
+
 def _understand(
     port: str, options: Iterable[str], meanings: Mapping[str, Callable[[str], object]]
 ) -> dict[str, Any]:
@@ -86,6 +104,11 @@ def _mtu(value: str) -> int | None:
     return int(value) if re.fullmatch("[0-9]{1,5}", value) and 68 <= int(value) <= LONGEST_TAP_MTU else None
 
 
+def _number(value: str, least: int, most: int) -> int | None:
+    """Return a number within these limits."""
+    return int(value) if re.fullmatch("[0-9]{1,9}", value) and least <= int(value) <= most else None
+
+
 def _mac(value: str) -> str | None:
     """Return the address of one station, in small letters."""
     return value.lower() if _MAC.fullmatch(value) and not int(value[:2], 16) & 1 else None
@@ -110,14 +133,20 @@ _TAP_OPTIONS: dict[str, Callable[[str], object]] = {
     "mtu": _mtu,
     "offloads": {"yes": True, "no": False}.get,
 }
+_WIRE_OPTIONS: dict[str, Callable[[str], object]] = {
+    "source": _mac,
+    "ageing": lambda value: _number(value, _LEAST_AGEING_SECONDS, _MOST_AGEING_SECONDS),
+    "wait_us": lambda value: _number(value, 0, _MOST_WAIT_US),
+}
 
 
-def parse_port(description: str, budget: GuestBudget | None = None) -> Port:
+def parse_port(description: str, budget: GuestBudget | None = None, guest: str = "") -> Port:
     """Make the port that `description` names; nothing is opened yet.
 
     Args:
         description: in the words of `SYNTAX`.
         budget: what the guest may have pinned; without one, any amount.
+        guest: what the guest is called.
 
     Raises:
         ConfigurationError: it is none.
@@ -129,6 +158,8 @@ def parse_port(description: str, budget: GuestBudget | None = None) -> Port:
         return _xdp(arguments, budget)
     if kind == "tap":
         return _tap(arguments)
+    if kind == "wire":
+        return _wire(arguments, guest)
     if kind == "pcap":
         source, _, sink = arguments.partition(",")
         if not source and not sink:

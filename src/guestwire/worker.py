@@ -6,6 +6,7 @@ else.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.worker import WorkLoop
 
+IMPATIENCE_SECONDS = 0.001  # with one that was blocked before
 PATIENCE_SECONDS = 0.5  # a worker takes a change over sooner by itself, unless something blocks it
 INTERRUPT = signal.SIGURG  # ignored by default: harmless where `allow_interrupts` was not called
 
@@ -42,6 +44,7 @@ class Worker:
         self.loop = WorkLoop(poll_us=poll_us)
         self._cpu = cpu
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._patience = PATIENCE_SECONDS
         self._ended = False
         self._ending = threading.Lock()
 
@@ -68,7 +71,10 @@ class Worker:
         """
         self.loop.add(pair)
         if self._thread.ident is None:
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # how threading says EAGAIN
+                raise OSError(errno.EAGAIN, str(error)) from error
         self._until_taken()
 
     def remove(self, pair: QueuePair) -> None:
@@ -84,14 +90,13 @@ class Worker:
         It may be blocked in a write to the frontend's call descriptor: O_NONBLOCK belongs to the open
         file, which the frontend shares, so it can take that off again, and fill the file.
         """
-        patience = PATIENCE_SECONDS
-        while not self.loop.is_taken(patience):
+        while not self.loop.is_taken(self._patience):
             with self._ending:  # the thread cannot be gone while we look
                 if self._ended:
                     return
                 if self._thread.ident is not None:
                     signal.pthread_kill(self._thread.ident, INTERRUPT)
-            patience = 0.01
+            self._patience = IMPATIENCE_SECONDS
 
 
 class Workers:

@@ -29,8 +29,8 @@ cdef struct port_interface:
     void (*tx_submit)(port_interface *self, burst *frames) noexcept nogil
     # Frames that have left: their buffers are the guest's again.
     uint32_t (*tx_poll)(port_interface *self, const used_element **done) noexcept nogil
-    # Called once after the worker's loop: finish what can be finished. Buffers that remain are offered
-    # to the next port, in the guest's order.
+    # Called once, when no worker has the pair any more: finish what can be finished. Buffers that remain are
+    # offered to the next port, in the guest's order.
     void (*drain)(port_interface *self) noexcept nogil
     pair_context *pair
     int fd                      # readable when rx_poll has something; -1: never sleeps for that

@@ -18,6 +18,7 @@ cdef struct pair_work:
     bint ended                  # the window broke: no more passes are to be made
     bint rx_asked               # the driver will kick at its next buffer
     bint tx_asked               # ... at its next frame
+    bint notified               # notifications were enabled, and not disabled since
     # The worker's.
     bint resting                # nothing was there when the worker slept, and no event has come since
     uint32_t idle_passes

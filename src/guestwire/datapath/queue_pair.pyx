@@ -120,7 +120,7 @@ cdef uint32_t step(pair_work *w) noexcept nogil:
 
 
 cdef bint report_trouble(pair_work *w) noexcept nogil:
-    """Tell the control side once what broke; return whether the worker must end."""
+    """Tell the control side once what broke; return whether the pair's work must end."""
     cdef uint32_t trouble = 0
     if w.pair.rx.error:
         trouble |= 1
@@ -144,11 +144,13 @@ cdef bint queue_pair_ask_for_kicks(pair_work *w) noexcept nogil:
     """
     cdef bint more = False
     if not w.tx_asked and w.frames.first == w.frames.end and not w.pair.tx.error:
+        w.notified = True
         w.tx_asked = not ring_enable_notifications(w.pair.tx)
         more |= not w.tx_asked
     # Only buffers that there is room for are work: with a full burst the port waits for something else.
     if (not w.rx_asked and w.port.wants_buffers and w.buffers.end - w.buffers.first < BURST_CHAINS
             and load_relaxed_u32(&w.rx_enabled) and not w.pair.rx.error):
+        w.notified = True
         w.rx_asked = not ring_enable_notifications(w.pair.rx)
         more |= not w.rx_asked
     return more
@@ -160,8 +162,8 @@ cdef uint32_t queue_pair_pass(pair_work *w) noexcept nogil:
     w.ended = report_trouble(w)
     if moved:
         w.pair.counters.bursts += 1
-        if w.rx_asked or w.tx_asked:
-            w.rx_asked = w.tx_asked = False
+        if w.notified:
+            w.notified = w.rx_asked = w.tx_asked = False
             ring_disable_notifications(w.pair.tx)
             if not w.port.keeps_receive_ring:
                 ring_disable_notifications(w.pair.rx)

@@ -69,7 +69,7 @@ cdef inline void leave_out(iovec *vectors, size_t skip) noexcept nogil:
 cdef inline void touch(const iovec *vectors, uint32_t count) noexcept nogil:
     """Look at memory that the kernel found missing (EFAULT).
 
-    To us that is SIGBUS, whose handler notes that the window is broken, and the worker ends.
+    To us that is SIGBUS, whose handler notes that the window is broken, and the pair's work ends.
     """
     cdef uint64_t at, end
     cdef uint32_t i

@@ -52,6 +52,7 @@ cdef enum:
     # buffers that the others moved (a frame that is sent back is four), times the number of pairs: all idle
     # pairs together slow the busy ones down by some percent.
     MOVED_PER_LOOK = 64
+    LOOK_NS = 1000000           # and no less often than that: frames may be long, and system calls slow
     # What is watched, beside the pair's number in the upper bits.
     WAKE = 0
     KICK = 1
@@ -65,6 +66,9 @@ cdef struct pair_list:
 cdef struct worker:
     pair_list now               # the loop's
     bint moving                 # the last round moved something
+    bint look                   # the next round is to leave no pair out
+    uint32_t since_clock        # moved since the clock was last read for that
+    uint64_t all_looked_at      # when a round last left none out
     uint64_t work               # frames and buffers moved, and rounds that moved none
     uint64_t poll_ns            # how long to poll before sleeping, now
     uint64_t poll_ns_most
@@ -92,8 +96,22 @@ cdef inline void signal(int fd) noexcept nogil:
 
 cdef inline bint may_wait(const worker *w, const pair_work *p) noexcept nogil:
     """Whether a pair need not be looked at in this round: it was idle for some passes, or has ended."""
-    return p.ended or (p.idle_passes >= FEW_PASSES and (w.moving or p.resting)
+    return p.ended or (p.idle_passes >= FEW_PASSES and (w.moving or p.resting) and not w.look
                        and w.work - p.looked_at < MOVED_PER_LOOK * w.now.count)
+
+
+cdef bint is_time_to_look(worker *w, uint32_t moved) noexcept nogil:
+    """Whether idle pairs have waited long while the others moved so much."""
+    cdef uint64_t now
+    w.since_clock += moved
+    if w.since_clock < MOVED_PER_LOOK:
+        return False
+    w.since_clock = 0
+    now = now_ns()
+    if now - w.all_looked_at < LOOK_NS:
+        return False
+    w.all_looked_at = now
+    return True
 
 
 cdef uint32_t make_round(worker *w) noexcept nogil:
@@ -114,6 +132,7 @@ cdef uint32_t make_round(worker *w) noexcept nogil:
             all_moved += moved
     w.moving = all_moved > 0
     w.work += all_moved if all_moved else 1
+    w.look = w.now.count > 1 and is_time_to_look(w, all_moved)
     return all_moved
 
 
@@ -122,13 +141,16 @@ cdef bint ask_for_kicks(worker *w, bint *busy) noexcept nogil:
     cdef pair_work *p
     cdef uint32_t i
     cdef bint more = False
+    cdef bint poll_again
     busy[0] = False
     for i in range(w.now.count):
         p = w.now.pairs[i]
         if p.ended:
             continue
-        busy[0] |= p.port.busy
-        p.resting = not p.port.busy
+        # Nobody kicks a ring without a kick descriptor.
+        poll_again = p.port.busy or p.pair.rx.kick_fd < 0 or p.pair.tx.kick_fd < 0
+        busy[0] |= poll_again
+        p.resting = not poll_again
         if queue_pair_ask_for_kicks(p):
             more = True
             p.resting = False

@@ -89,7 +89,7 @@ cdef class XdpPort(Port):
         return x.chains_posted, x.spare_posted, x.descriptors_out
 
     def close(self):
-        """Close the socket after the worker has ended; the pair's `settle` then returns what remains."""
+        """Close the socket, when no worker has the pair any more; `settle` then returns what remains."""
         (<xdp_port *>self.port).closed = True
         self.socket.close()
 

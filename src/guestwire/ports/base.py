@@ -122,7 +122,7 @@ class Port(Protocol):
         """Let no more frames arrive for a queue pair; its worker still runs."""
 
     def detach(self, pair: int) -> None:
-        """Release what `attach` made, after the worker has ended. Harmless if nothing is attached."""
+        """Release what `attach` made; no worker has the pair any more. Harmless if nothing is attached."""
 
     def refresh(self) -> bool:
         """Look at the interface again: at its link, its MTU, and whether it is there.

@@ -19,6 +19,7 @@ from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.window import Window
 from guestwire.datapath.worker import WorkLoop
 from guestwire.metrics import PairCounters, decode
+from guestwire.worker import Worker
 from unit.datapath.memory import GUEST_BASE, Ring
 from unit.datapath.working import working
 
@@ -249,8 +250,13 @@ def test_idle_pairs_cost_no_time(make: Callable[..., SeveralPairs], count: int) 
         clock = time.pthread_getcpuclockid(thread.ident)
         for pair in guest.pairs:
             pair.exchange(payload(0))
-        slept = guest.pairs[0].counted()["worker"]["sleeps"]
-        wait_until(lambda: guest.pairs[0].counted()["worker"]["sleeps"] >= slept)
+
+        def is_asleep() -> bool:
+            used = time.clock_gettime(clock)
+            time.sleep(0.01)
+            return time.clock_gettime(clock) - used < 0.0001
+
+        wait_until(is_asleep)
         used = time.clock_gettime(clock)
         # Time in which nothing happens is what is tested.
         time.sleep(1)
@@ -277,3 +283,26 @@ def test_a_descriptor_that_cannot_be_waited_for(make: Callable[..., SeveralPairs
             loop.add(pair)
         assert loop.pairs == {}
         loop.add(guest.pairs[0].work)
+
+
+def test_no_kicks_are_wanted_while_there_is_work(make: Callable[..., SeveralPairs]) -> None:
+    """Also not after the kick that has woken the worker; it polls for so long that it stays awake."""
+    guest = make(1)
+    pair = guest.pairs[0]
+
+    def used_flags() -> int:
+        return int.from_bytes(guest.window.read(pair.tx.at + 0x2000, 2), "little")
+
+    with working(pair.work, poll_us=1_000_000):
+        wait_until(lambda: used_flags() == 0)
+        pair.exchange(payload(1))
+        assert used_flags() == 1
+
+
+def test_no_thread_to_be_had(make: Callable[..., SeveralPairs], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OSError, match="thread"):
+        Worker("test", None, 50).add(make(1).pairs[0].work)

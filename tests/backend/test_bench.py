@@ -83,7 +83,8 @@ def test_null_with_two_queue_pairs(folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_can_be_interrupted(folder: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "--seconds", "0.5"],
+        # A test run in the background ignores SIGINT, and what it starts would, too.
+        ["env", "--default-signal=INT", *COMMAND, "--seconds", "0.5"],
         env={**os.environ, "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

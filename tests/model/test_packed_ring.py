@@ -261,4 +261,8 @@ def test_a_base_of_nothing(used: bool) -> None:
         made = type(ring)(ring.window, 5, *places, base=0, receive=False)
         assert made.base == (0 if used else 0x8000_8000)
         with pytest.raises(ValueError, match="descriptor 5 of 5"):
-            type(ring)(ring.window, 5, *places, base=5, receive=False)
+            type(ring)(ring.window, 5, *places, base=5 << 16, receive=False)
+        begun = type(ring)(ring.window, 5, *places, base=0x8000, receive=False)
+        assert begun.base == 0x8000_8000
+        resumed = type(ring)(ring.window, 5, *places, base=0x8001_8003, receive=False)
+        assert resumed.base == 0x8001_8001

@@ -18,6 +18,7 @@ cdef struct packed_ring:
     uint16_t used_flags             # AVAIL and USED of a used descriptor there
     uint32_t descriptors_in_flight
     uint32_t seen                   # descriptors from next_available on that were seen to be available
+    uint32_t seen_lists             # lists of which they are the ends
     # Used descriptors that the driver does not see yet: the first one is written last.
     uint32_t unpublished            # over how many descriptors they extend
     uint16_t first_position

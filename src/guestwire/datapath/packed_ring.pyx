@@ -87,15 +87,24 @@ cdef inline packed_descriptor read_descriptor(const packed_descriptor *d) noexce
     return descriptor_from(load_relaxed_u64(<const uint64_t *>d), load_relaxed_u64(second_word(d)))
 
 
-cdef inline bint is_available(const packed_ring *r, uint32_t position) noexcept nogil:
-    """Whether a descriptor behind next_available, less than once round the ring, is available."""
+cdef inline bint is_available_with(const packed_ring *r, uint32_t position, uint16_t *found) noexcept nogil:
+    """Whether a descriptor behind next_available, less than once round the ring, is available.
+
+    `found` becomes its flags.
+    """
     cdef uint16_t flags = r.available_flags
     if position >= r.common.size:
         position -= r.common.size
         flags ^= TURN
     # Acquire: what belongs to the descriptor is read after the flags; pairs with the driver's barrier before
     # it stores them (2.8.21.1).
-    return <uint16_t>(load_acquire_u64(second_word(&r.descriptors[position])) >> 48) & TURN == flags
+    found[0] = load_acquire_u64(second_word(&r.descriptors[position])) >> 48
+    return found[0] & TURN == flags
+
+
+cdef inline bint is_available(const packed_ring *r, uint32_t position) noexcept nogil:
+    cdef uint16_t _
+    return is_available_with(r, position, &_)
 
 
 # --- lists -----------------------------------------------------------------------------------------------
@@ -257,6 +266,7 @@ cdef uint32_t packed_ring_pop(ring *self, burst *b, uint32_t most) noexcept nogi
         b.end += 1
         count += 1
         r.seen -= min(r.seen, taken)
+        r.seen_lists -= min(r.seen_lists, <uint32_t>1)
         position += taken
         if position >= self.size:
             position -= self.size
@@ -350,11 +360,14 @@ cdef bint packed_ring_enable_notifications(ring *self) noexcept nogil:
 
 
 cdef uint32_t packed_ring_waiting(const ring *self) noexcept nogil:
-    # Counted on from the last time, so that each descriptor is looked at once; lists count by descriptors.
+    # Counted on from the last time, so that each descriptor is looked at once.
     cdef packed_ring *r = <packed_ring *>self
-    while r.seen + r.descriptors_in_flight < self.size and is_available(r, r.next_available + r.seen):
+    cdef uint16_t flags
+    while (r.seen + r.descriptors_in_flight < self.size
+           and is_available_with(r, r.next_available + r.seen, &flags)):
         r.seen += 1
-    return r.seen
+        r.seen_lists += flags & DESCRIPTOR_F_NEXT == 0
+    return r.seen_lists
 
 
 cdef class PackedRing(Ring):
@@ -368,8 +381,8 @@ cdef class PackedRing(Ring):
         base: where to start (VHOST_USER_SET_VRING_BASE): the position from which descriptors are made
             available next in bits 0 to 14, its wrap counter in bit 15; the same of the next used
             descriptor above them. Where they differ, the latter holds: what is between them was
-            another's, who did not return it. A used half of 0 says nothing, since some frontends do not
-            give it (DPDK's virtio-user); nor does 0 if the ring was never used (User-Mode Linux).
+            another's, who did not return it. Two bases stand for the beginning of a new ring: 0x8000, as
+            DPDK's virtio-user gives no used half, and 0, as User-Mode Linux says, if it was never used.
         receive: True for a ring whose buffers we write.
         event_index: VIRTIO_F_EVENT_IDX was negotiated.
         indirect: VIRTIO_F_INDIRECT_DESC was negotiated.
@@ -397,7 +410,7 @@ cdef class PackedRing(Ring):
         cdef packed_ring *r = self.packed
         if not 1 <= size <= 32768:
             raise ValueError(f"queue size {size} is not between 1 and 32,768")
-        start = base >> 16 or base & 0xFFFF
+        start = WRAP if base == WRAP else base >> 16
         position, wrap = start & ~WRAP, start & WRAP
         if position >= size:
             raise ValueError(f"it would begin at descriptor {position} of {size}")
@@ -408,7 +421,7 @@ cdef class PackedRing(Ring):
         r.device_event = <uint32_t *>self.place(
             window, "device event suppression structure", device_event, 4, 4)
         self.start(window, size, receive, event_index, indirect, kick_fd, call_fd)
-        if start == 0 and not self._was_used():
+        if base == 0 and not self._was_used():
             wrap = WRAP
         r.next_available = r.next_used = position
         r.available_flags = DESCRIPTOR_F_AVAIL if wrap else DESCRIPTOR_F_USED

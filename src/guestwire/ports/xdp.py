@@ -265,7 +265,7 @@ class XdpControl:
 
     def _register(self, pair: int, window: Window, plan: Plan, queue_size: int) -> Registration:
         assert self._interface is not None
-        entries = max(RING_ENTRIES, queue_size)
+        entries = max(RING_ENTRIES, 1 << (queue_size - 1).bit_length())  # a packed ring's may be any number
         return Registration(
             window,
             plan,

@@ -207,7 +207,8 @@ class FakeGuest:
     def reconnect(self) -> None:
         """Connect anew after the backend has gone, and let the rings go on where they were used.
 
-        As QEMU does: what the old backend had and did not give back is the new one's, once more.
+        What the old backend had and did not give back is the new one's, once more. So does QEMU with split
+        rings; of packed ones it knows only where they were started.
 
         Raises:
             BackendError: the new backend offers other features, or refuses something.

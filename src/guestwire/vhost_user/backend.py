@@ -175,7 +175,7 @@ class Backend:
                 self.rings.require_all_stopped()
             self._device.set_features(features)
             self.features = features
-            self.rings.packed = Feature.VIRTIO_F_RING_PACKED in features
+            self.rings.set_kind(packed=Feature.VIRTIO_F_RING_PACKED in features)
         if Feature.VHOST_USER_F_PROTOCOL_FEATURES not in features:
             # "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly
             # in the enabled state."

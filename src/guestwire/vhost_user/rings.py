@@ -170,6 +170,13 @@ class Rings:
             )
         return self._rings[index]
 
+    def set_kind(self, *, packed: bool) -> None:
+        """SET_FEATURES: take what rings are to be; where one of the other kind stopped says nothing then."""
+        if packed != self.packed:
+            for ring in self._rings:
+                ring.base = None
+        self.packed = packed
+
     def set_size(self, index: int, size: int) -> None:
         """SET_VRING_NUM: take a ring's size in descriptors."""
         ring = self[index]

@@ -30,6 +30,17 @@ def test_packed_base_holds_two_indexes(frontend, device):
     assert frontend.send(Request.GET_VRING_BASE, RingState(0, 0)) == RingState(0, 0x8001_8001)
 
 
+@pytest.mark.parametrize(("before", "after", "first"), [(True, False, 0), (False, True, 0x8000_8000)])
+def test_where_a_ring_of_the_other_kind_stopped_says_nothing(frontend, device, before, after, first):
+    device.offered |= Feature.VIRTIO_F_RING_PACKED
+    kinds = {False: OFFERED, True: OFFERED | Feature.VIRTIO_F_RING_PACKED}
+    frontend.begin()
+    frontend.send(Request.SET_FEATURES, U64(kinds[before]))
+    frontend.send(Request.SET_VRING_BASE, RingState(0, 3))
+    frontend.send(Request.SET_FEATURES, U64(kinds[after]))
+    assert frontend.send(Request.GET_VRING_BASE, RingState(0, 0)) == RingState(0, first)
+
+
 def test_illegal_while_the_ring_runs(frontend, device):
     frontend.run_ring(0)
     assert not frontend.acknowledged(Request.SET_VRING_BASE, RingState(0, 1))

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from guestwire.virtio.features import Feature
 from guestwire.virtio.ring_errors import RingError, RingStoppedError
@@ -132,6 +133,35 @@ class Chain:
     def length(self) -> int:
         """Its bytes in total."""
         return sum(segment.length for segment in self.segments)
+
+
+class Buffers(Protocol):
+    """What a ring of either kind says of its buffers."""
+
+    memory: GuestMemory
+    writable: bool
+    longest_chain: int
+
+
+def read_segment(ring: Buffers, address: int, length: int, flags: int, before: Sequence[Segment]) -> Segment:
+    """Check the descriptor of one buffer, given the segments of its chain before it.
+
+    Raises:
+        RingStoppedError: it breaks a rule.
+    """
+    if len(before) == ring.longest_chain:
+        raise RingStoppedError(RingError.CHAIN_TOO_LONG, f"more than {ring.longest_chain}")
+    if bool(flags & VIRTQ_DESC_F_WRITE) != ring.writable:
+        raise RingStoppedError(RingError.DIRECTION, f"flags are {flags:#x}")
+    if length == 0:
+        raise RingStoppedError(RingError.ZERO_LENGTH, f"at {address:#x}")
+    offset = ring.memory.offset(address, length)
+    if offset is None:
+        raise RingStoppedError(RingError.ADDRESS_OUTSIDE_MEMORY, f"{length} bytes at {address:#x}")
+    total = sum(segment.length for segment in before) + length
+    if total > MAX_CHAIN_BYTES:
+        raise RingStoppedError(RingError.CHAIN_TOO_LARGE, f"{total} bytes")
+    return Segment(offset, length)
 
 
 class SplitRing:
@@ -290,31 +320,14 @@ class SplitRing:
                 entries, indirect = descriptor.length // DESCRIPTOR_SIZE, True
                 index = 0
                 continue
-            segments.append(self._segment(descriptor, segments))
+            segments.append(
+                read_segment(self, descriptor.address, descriptor.length, descriptor.flags, segments)
+            )
             if not descriptor.flags & VIRTQ_DESC_F_NEXT:
                 return Chain(head, tuple(segments))
             index = descriptor.next
             if index >= entries:
                 raise RingStoppedError(RingError.NEXT_OUT_OF_RANGE, f"next is {index}, of {entries}")
-
-    def _segment(self, descriptor: Descriptor, before: list[Segment]) -> Segment:
-        """Check one descriptor of a buffer, given the segments of the chain before it."""
-        if len(before) == self.longest_chain:
-            raise RingStoppedError(RingError.CHAIN_TOO_LONG, f"more than {self.longest_chain}")
-        if bool(descriptor.flags & VIRTQ_DESC_F_WRITE) != self.writable:
-            raise RingStoppedError(RingError.DIRECTION, f"flags are {descriptor.flags:#x}")
-        if descriptor.length == 0:
-            raise RingStoppedError(RingError.ZERO_LENGTH, f"at {descriptor.address:#x}")
-        offset = self.memory.offset(descriptor.address, descriptor.length)
-        if offset is None:
-            raise RingStoppedError(
-                RingError.ADDRESS_OUTSIDE_MEMORY,
-                f"{descriptor.length} bytes at {descriptor.address:#x}",
-            )
-        total = sum(segment.length for segment in before) + descriptor.length
-        if total > MAX_CHAIN_BYTES:
-            raise RingStoppedError(RingError.CHAIN_TOO_LARGE, f"{total} bytes")
-        return Segment(offset, descriptor.length)
 
     def _indirect_table(self, descriptor: Descriptor, *, nested: bool) -> int:
         """Check a descriptor that refers to an indirect table; return the table's offset.

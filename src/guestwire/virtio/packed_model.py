@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from guestwire.virtio.features import Feature
-from guestwire.virtio.model import DESCRIPTOR_SIZE, MAX_CHAIN_BYTES, Chain, GuestMemory, Segment
+from guestwire.virtio.model import DESCRIPTOR_SIZE, Chain, GuestMemory, Segment, read_segment
 from guestwire.virtio.ring_errors import RingError, RingStoppedError
 
 VIRTQ_DESC_F_NEXT = 1
@@ -205,7 +205,9 @@ class PackedRing:
             if descriptor.flags & VIRTQ_DESC_F_INDIRECT:
                 self._read_table(descriptor, alone=count == 0, segments=segments)
             else:
-                segments.append(self._segment(descriptor, segments))
+                segments.append(
+                    read_segment(self, descriptor.address, descriptor.length, descriptor.flags, segments)
+                )
             count += 1
             if not descriptor.flags & VIRTQ_DESC_F_NEXT:
                 break
@@ -236,23 +238,4 @@ class PackedRing:
             entry = Descriptor.read(self.memory, table, index)
             if entry.flags & VIRTQ_DESC_F_INDIRECT:
                 raise RingStoppedError(RingError.INDIRECT_NESTED, f"flags are {entry.flags:#x}")
-            segments.append(self._segment(entry, segments))
-
-    def _segment(self, descriptor: Descriptor, before: list[Segment]) -> Segment:
-        """Check one descriptor of a buffer, given the segments of the list before it."""
-        if len(before) == self.longest_chain:
-            raise RingStoppedError(RingError.CHAIN_TOO_LONG, f"more than {self.longest_chain}")
-        if bool(descriptor.flags & VIRTQ_DESC_F_WRITE) != self.writable:
-            raise RingStoppedError(RingError.DIRECTION, f"flags are {descriptor.flags:#x}")
-        if descriptor.length == 0:
-            raise RingStoppedError(RingError.ZERO_LENGTH, f"at {descriptor.address:#x}")
-        offset = self.memory.offset(descriptor.address, descriptor.length)
-        if offset is None:
-            raise RingStoppedError(
-                RingError.ADDRESS_OUTSIDE_MEMORY,
-                f"{descriptor.length} bytes at {descriptor.address:#x}",
-            )
-        total = sum(segment.length for segment in before) + descriptor.length
-        if total > MAX_CHAIN_BYTES:
-            raise RingStoppedError(RingError.CHAIN_TOO_LARGE, f"{total} bytes")
-        return Segment(offset, descriptor.length)
+            segments.append(read_segment(self, entry.address, entry.length, entry.flags, segments))

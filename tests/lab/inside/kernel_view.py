@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 from pathlib import Path
@@ -23,9 +24,15 @@ def xdp_options(pid: int) -> list[int]:
     process = os.pidfd_open(pid)
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
-            if not str(link.readlink()).startswith("socket:"):
+            try:
+                target = str(link.readlink())
+            except FileNotFoundError:  # the process has closed it since it was listed
+                continue
+            if not target.startswith("socket:"):
                 continue
             fd = _libc.syscall(PIDFD_GETFD, process, int(link.name), 0)
+            if fd < 0 and ctypes.get_errno() == errno.EBADF:  # or since then
+                continue
             if fd < 0:
                 raise OSError(ctypes.get_errno(), f"pidfd_getfd of {link}")
             # Told what it is, Python does not ask for its name, which an AF_XDP socket does not have.

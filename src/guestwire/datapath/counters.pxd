@@ -54,7 +54,8 @@ cdef struct pair_counters:
     uint64_t kicks
     uint64_t system_calls       # sendto and recvfrom that woke the kernel
     uint64_t ring_errors
-    uint64_t reserved[15]
+    uint64_t idle_ns            # that the worker polled in vain
+    uint64_t reserved[14]
 
 cdef class Counters:
     cdef uint8_t *area

@@ -26,7 +26,8 @@ COPY_REASONS = ("port_copies", "bounce_mode", "buffer_too_small", "scattered", "
                 "few_buffers", "header_policy", "checksum", "segmentation", "several_buffers", "merged")
 DROP_REASONS = ("too_short", "too_long", "no_buffers", "ring_disabled", "not_negotiated", "no_receiver",
                 "unexpected_place", "source_address", "unsent", "bad_offload")
-WORKER_COUNTERS = ("bursts", "sleeps", "rx_calls", "tx_calls", "kicks", "system_calls", "ring_errors")
+WORKER_COUNTERS = ("bursts", "sleeps", "rx_calls", "tx_calls", "kicks", "system_calls", "ring_errors",
+                   "idle_ns")
 
 if len(COPY_REASONS) != COPY_REASON_COUNT or len(DROP_REASONS) != DROP_REASON_COUNT:
     raise ImportError("counters.pxd and counters.pyx disagree")

@@ -73,6 +73,7 @@ cdef struct worker:
     uint64_t poll_ns            # how long to poll before sleeping, now
     uint64_t poll_ns_most
     uint64_t idle_since         # 0: not idle
+    uint64_t polled_at          # while idle: when a round last moved nothing
     int busy_timeout_ms         # how long to sleep at most when a port must be polled again
     int epoll_fd
     int wake_fd                 # wakes the loop
@@ -221,10 +222,14 @@ cdef void loop(worker *w) noexcept nogil:
         now = now_ns()
         if w.idle_since == 0:
             w.idle_since = now
-        elif now - w.idle_since >= w.poll_ns:
-            sleep_until_event(w)
-            w.idle_since = 0
-            continue
+        else:
+            # From one round in vain to the next: no clock is read while there is work.
+            w.now.pairs[0].pair.counters.idle_ns += now - w.polled_at
+            if now - w.idle_since >= w.poll_ns:
+                sleep_until_event(w)
+                w.idle_since = 0
+                continue
+        w.polled_at = now
         cpu_relax()
 
 

@@ -24,7 +24,9 @@ from guestwire.datapath.ring cimport (
     RING_OK,
     burst,
     chain,
+    put_chain_of_one,
     ring_broken,
+    segment,
 )
 from guestwire.datapath.split_ring cimport split_ring
 from guestwire.datapath.window cimport region
@@ -92,8 +94,11 @@ cdef uint32_t read_chain(split_ring *ring, uint16_t head, burst *b, chain *c) no
     return error
 
 
-cdef uint32_t read_chains(split_ring *ring, burst *b, uint32_t count) noexcept nogil:
-    """Read `count` chains behind those in `b`; returns how many could be."""
+cdef uint32_t read_common_chains(split_ring *ring, burst *b, uint32_t most) noexcept nogil:
+    """Read chains of one buffer in the region of the last one, up to the first other one; return how many.
+
+    Most chains are of this kind, and need neither a walk nor a search.
+    """
     # In locals: a store to in_flight might change anything else, for all that the compiler knows.
     cdef const split_descriptor *descriptors = ring.descriptors
     cdef const uint16_t *entries = ring.available.ring
@@ -106,43 +111,57 @@ cdef uint32_t read_chains(split_ring *ring, burst *b, uint32_t count) noexcept n
     cdef uint32_t size = ring.common.size
     cdef uint32_t mask = ring.mask
     cdef uint32_t position = ring.last_available
-    cdef uint32_t segment_end = b.segment_end
+    cdef uint32_t first_segment = b.segment_end
     cdef chain *c = &b.chains[b.end]
+    cdef segment *segments = &b.segments[first_segment]
     cdef uint32_t i, head
     cdef uint64_t distance
     cdef split_descriptor d
-    for i in range(count):
-        head = load_relaxed_u16(&entries[position & mask])
-        if head >= size:
-            ring_broken(&ring.common, HEAD_OUT_OF_RANGE, head, position & mask)
-            break
-        if in_flight[head]:
-            ring_broken(&ring.common, HEAD_IN_FLIGHT, head, position & mask)
+    most = min(most, BURST_SEGMENTS - b.segment_end)
+    for i in range(most):
+        head = load_relaxed_u16(&entries[(position + i) & mask])
+        if head >= size or in_flight[head]:
             break
         d = read_descriptor(&descriptors[head])
         distance = d.address - region_address
-        if (d.flags == direction and d.length and segment_end < BURST_SEGMENTS
-                and distance < region_size and d.length <= region_size - distance):
-            # The common chain is one buffer in the region of the last one: no walk, no search.
-            c.offset = region_offset + distance
-            c.first_length = c.length = d.length
-            c.head = head
-            c.segment_count = 1
-            c.first_segment = segment_end
-            b.segments[segment_end].offset = region_offset + distance
-            b.segments[segment_end].length = d.length
-            segment_end += 1
-        else:
-            b.segment_end = segment_end
-            if read_chain(ring, head, b, c):
-                break
-            segment_end += c.segment_count
-            r = &ring.common.window.regions[ring.common.region_hint]
-            region_address, region_size, region_offset = r.guest_address, r.size, r.offset
+        if (d.flags != direction or d.length == 0
+                or distance >= region_size or d.length > region_size - distance):
+            break
+        put_chain_of_one(&c[i], &segments[i], region_offset + distance, d.length, head, first_segment + i)
         in_flight[head] = 1
-        position += 1
-        c += 1
     else:
-        i = count
-    b.segment_end = segment_end
+        i = most
+    b.end += i
+    b.segment_end += i
+    ring.last_available += i
     return i
+
+
+cdef bint read_any_chain(split_ring *ring, burst *b) noexcept nogil:
+    """Read the next chain; returns False if the burst is full or a rule was broken."""
+    cdef uint32_t position = ring.last_available & ring.mask
+    cdef uint32_t head = load_relaxed_u16(&ring.available.ring[position])
+    cdef chain *c = &b.chains[b.end]
+    if head >= ring.common.size:
+        ring_broken(&ring.common, HEAD_OUT_OF_RANGE, head, position)
+        return False
+    if ring.common.in_flight[head]:
+        ring_broken(&ring.common, HEAD_IN_FLIGHT, head, position)
+        return False
+    if read_chain(ring, head, b, c):
+        return False
+    ring.common.in_flight[head] = 1
+    b.end += 1
+    b.segment_end += c.segment_count
+    ring.last_available += 1
+    return True
+
+
+cdef uint32_t read_chains(split_ring *ring, burst *b, uint32_t count) noexcept nogil:
+    """Read `count` chains behind those in `b`; returns how many could be."""
+    cdef uint32_t taken = read_common_chains(ring, b, count)
+    while taken < count and read_any_chain(ring, b):
+        taken += 1
+        if taken < count:
+            taken += read_common_chains(ring, b, count - taken)
+    return taken

@@ -21,6 +21,7 @@ cdef struct packed_ring:
     uint32_t seen_lists             # lists of which they are the ends
     # Used descriptors that the driver does not see yet: the first one is written last.
     uint32_t unpublished            # over how many descriptors they extend
+    uint32_t shown                  # the same of those that it was shown last
     uint16_t first_position
     uint64_t first_word
     # Copies of the descriptors of lists in flight, where used descriptors may overwrite them; else NULL.

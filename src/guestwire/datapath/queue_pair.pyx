@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from posix.unistd cimport write
 
 from guestwire.datapath.abi cimport used_element
-from guestwire.datapath.atomics cimport load_relaxed_u32, store_relaxed_u32
+from guestwire.datapath.atomics cimport fence_seq_cst, load_relaxed_u32, store_relaxed_u32
 from guestwire.datapath.counters cimport DROP_RING_DISABLED, Counters
 from guestwire.datapath.port cimport Port, port_interface
 from guestwire.datapath.ring cimport (
@@ -22,8 +22,9 @@ from guestwire.datapath.ring cimport (
     ring_disable_notifications,
     ring_enable_notifications,
     ring_pop,
-    ring_publish,
     ring_push,
+    ring_show,
+    ring_wants_call,
 )
 from guestwire.datapath.window cimport Window
 
@@ -60,9 +61,24 @@ cdef inline void finish_frame(pair_work *w) noexcept nogil:
 
 
 cdef inline void call(ring *r, uint64_t *calls) noexcept nogil:
-    if ring_publish(r):
+    if ring_wants_call(r):
         ring_call(r)
         calls[0] += 1
+
+
+cdef inline void publish(pair_work *w) noexcept nogil:
+    """Let the driver see what was pushed, and call it if it wants that."""
+    # Transmit first: a driver that gets a frame back wants its transmit buffer back as well, to send it on.
+    cdef bint sent = ring_show(w.pair.tx)
+    cdef bint received = not w.port.keeps_receive_ring and ring_show(w.pair.rx)
+    if not sent and not received:
+        return
+    # See ring_wants_call: one for both rings.
+    fence_seq_cst()
+    if sent:
+        call(w.pair.tx, &w.pair.counters.tx_calls)
+    if received:
+        call(w.pair.rx, &w.pair.counters.rx_calls)
 
 
 cdef uint32_t collect(pair_work *w) noexcept nogil:
@@ -78,10 +94,7 @@ cdef uint32_t collect(pair_work *w) noexcept nogil:
         if count:
             ring_push(w.pair.rx, done, count)
             moved += count
-    # Transmit first: a driver that gets a frame back wants its transmit buffer back as well, to send it on.
-    call(w.pair.tx, &w.pair.counters.tx_calls)
-    if not w.port.keeps_receive_ring:
-        call(w.pair.rx, &w.pair.counters.rx_calls)
+    publish(w)
     return moved
 
 

@@ -1,8 +1,10 @@
 """What split and packed virtqueues have in common: chains, bursts of them, and a ring's verbs."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from guestwire.datapath.abi cimport used_element
+from guestwire.datapath.atomics cimport fence_seq_cst
 from guestwire.datapath.window cimport Window, window
 
 cdef enum:
@@ -57,7 +59,8 @@ cdef struct ring:
     # The verbs of its kind; called by the functions below.
     uint32_t (*pop)(ring *self, burst *b, uint32_t most) noexcept nogil
     void (*push)(ring *self, const used_element *elements, uint32_t count) noexcept nogil
-    bint (*publish)(ring *self) noexcept nogil
+    bint (*show)(ring *self) noexcept nogil
+    bint (*wants_call)(const ring *self) noexcept nogil
     bint (*enable_notifications)(ring *self) noexcept nogil
     void (*disable_notifications)(ring *self) noexcept nogil
     uint32_t (*waiting)(const ring *self) noexcept nogil
@@ -80,6 +83,23 @@ cdef struct ring:
     uint64_t calls
     bint call_owed              # the driver wants a call, and there is no descriptor to give it
 
+cdef inline void put_chain_of_one(
+    chain *c, segment *s, uint64_t offset, uint32_t length, uint16_t head, uint32_t number
+) noexcept nogil:
+    """Write a chain of one buffer, the common kind, and its segment, which is that `number` of the burst."""
+    c.offset = s.offset = offset
+    c.first_length = c.length = s.length = length
+    c.head = head
+    c.segment_count = 1
+    c.first_segment = number
+
+
+cdef inline void put_element(used_element *element, uint32_t id, uint32_t length) noexcept nogil:
+    """Write an element in one store: who reads it in one load need not wait until it is in the cache."""
+    cdef uint64_t word = <uint64_t>length << 32 | id
+    memcpy(element, &word, sizeof(word))
+
+
 cdef inline uint32_t ring_broken(ring *r, uint32_t error, uint32_t head, uint64_t value) noexcept nogil:
     """Stop the ring for good at the first broken rule; returns `error`."""
     r.error = error
@@ -97,13 +117,30 @@ cdef inline uint32_t ring_pop(ring *r, burst *b, uint32_t most) noexcept nogil:
 
 
 cdef inline void ring_push(ring *r, const used_element *elements, uint32_t count) noexcept nogil:
-    """Return chains, by their heads; the driver sees them at the next ring_publish."""
+    """Return chains, by their heads; the driver sees them at the next ring_show."""
     r.push(r, elements, count)
+
+
+cdef inline bint ring_show(ring *r) noexcept nogil:
+    """Let the driver see what was pushed; return whether that is anything."""
+    return r.show(r)
+
+
+cdef inline bint ring_wants_call(const ring *r) noexcept nogil:
+    """Return whether the driver wants to be called for what it was shown last.
+
+    A full fence comes between: what it was shown is visible before we read what it wants. It pairs with the
+    driver's between asking for calls and looking at the ring once more.
+    """
+    return r.wants_call(r)
 
 
 cdef inline bint ring_publish(ring *r) noexcept nogil:
     """Let the driver see what was pushed; return whether it wants to be called for that."""
-    return r.publish(r)
+    if not ring_show(r):
+        return False
+    fence_seq_cst()
+    return ring_wants_call(r)
 
 
 cdef inline bint ring_enable_notifications(ring *r) noexcept nogil:

@@ -15,7 +15,8 @@ cdef struct split_ring:
     # The worker's.
     uint16_t last_available     # the next entry of the available ring to read
     uint16_t next_used          # the next entry of the used ring to write
-    uint16_t published_used     # the used index the driver can see
+    uint16_t shown_used         # the used index the driver can see
+    uint16_t shown_before       # the one that it could see before
 
 cdef class SplitRing(Ring):
     cdef split_ring *split

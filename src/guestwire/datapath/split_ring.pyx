@@ -48,9 +48,7 @@ cdef uint32_t split_ring_pop(ring *self, burst *b, uint32_t most) noexcept nogil
     if waiting > BURST_CHAINS - b.end:
         waiting = BURST_CHAINS - b.end
     taken = read_chains(ring, b, waiting)
-    b.end += taken
     self.in_flight_count += taken
-    ring.last_available += taken
     return taken
 
 
@@ -68,23 +66,25 @@ cdef void split_ring_push(ring *self, const used_element *elements, uint32_t cou
     self.in_flight_count -= count
 
 
-cdef bint split_ring_publish(ring *self) noexcept nogil:
-    """See ring_publish (2.7.7, 2.7.10)."""
+cdef bint split_ring_show(ring *self) noexcept nogil:
     cdef split_ring *ring = <split_ring *>self
-    cdef uint16_t old = ring.published_used
-    cdef uint16_t event
-    if ring.next_used == old:
+    ring.shown_before = ring.shown_used
+    if ring.next_used == ring.shown_used:
         return False
     # Release: the elements and the frames in the buffers are visible before the index; pairs with the
     # driver's read barrier after it loads the index.
     store_release_u16(&ring.used.index, ring.next_used)
-    ring.published_used = ring.next_used
-    # Full fence: our index is visible before we read whether the driver wants a call; pairs with the
-    # driver's full barrier between asking for calls and looking at the used index once more.
-    fence_seq_cst()
+    ring.shown_used = ring.next_used
+    return True
+
+
+cdef bint split_ring_wants_call(const ring *self) noexcept nogil:
+    """See ring_wants_call (2.7.7, 2.7.10)."""
+    cdef const split_ring *ring = <const split_ring *>self
+    cdef uint16_t event
     if self.event_index:
         event = load_relaxed_u16(&ring.available.ring[self.size])
-        return <uint16_t>(ring.next_used - event - 1) < <uint16_t>(ring.next_used - old)
+        return <uint16_t>(ring.shown_used - event - 1) < <uint16_t>(ring.shown_used - ring.shown_before)
     return not load_relaxed_u16(&ring.available.flags) & AVAILABLE_F_NO_INTERRUPT
 
 
@@ -139,7 +139,8 @@ cdef class SplitRing(Ring):
         self.ring = &r.common
         r.common.pop = split_ring_pop
         r.common.push = split_ring_push
-        r.common.publish = split_ring_publish
+        r.common.show = split_ring_show
+        r.common.wants_call = split_ring_wants_call
         r.common.enable_notifications = split_ring_enable_notifications
         r.common.disable_notifications = split_ring_disable_notifications
         r.common.waiting = split_ring_waiting
@@ -158,7 +159,7 @@ cdef class SplitRing(Ring):
         self.start(window, size, receive, event_index, indirect, kick_fd, call_fd)
         r.mask = size - 1
         r.last_available = base
-        r.next_used = r.published_used = load_acquire_u16(&r.used.index)
+        r.next_used = r.shown_used = load_acquire_u16(&r.used.index)
         split_ring_disable_notifications(&r.common)
 
     @property

@@ -17,18 +17,19 @@ from guestwire.datapath.frames cimport (
     DELIVER_NEVER,
     GOOD_FRAME,
     HEADER_FIELDS,
+    LONGEST_FRAME,
     check_sent_frame,
     deliver,
+    deliver_run,
     fill_chain,
     frame_pieces,
     piece,
 )
 from guestwire.datapath.port cimport Port, pair_context, port_interface
 from guestwire.datapath.sent_frame cimport sent_frame, sent_frame_begin, sent_frame_next
-from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain, put_element
 
 cdef enum:
-    LONGEST_FRAME = 65550   # 64 KiB and an Ethernet header
     NO_ROOM = -2            # for the frame, yet; never GOOD_FRAME or DROP_...
 
 cdef struct echo_port:
@@ -117,35 +118,55 @@ cdef inline int give_back_frame(
     return GOOD_FRAME if give_back(e, pair, &counters.rx, e.pieces, count, length) else NO_ROOM
 
 
+cdef void give_back_run(echo_port *e, burst *frames) noexcept nogil:
+    """Deliver frames as long as they are common ones."""
+    cdef pair_context *pair = e.base.pair
+    cdef uint64_t octets
+    cdef uint32_t count = deliver_run(
+        pair, frames, pair, BURST_CHAINS - e.received,
+        &e.sent_elements[e.sent], &e.received_elements[e.received], &octets, NULL)
+    frames.first += count
+    e.sent += count
+    e.received += count
+    pair.counters.tx.frames += count
+    pair.counters.tx.bytes += octets
+    pair.counters.rx.frames += count
+    pair.counters.rx.bytes += octets
+
+
+cdef bint give_back_other(echo_port *e, burst *frames) noexcept nogil:
+    """Deliver the next frame, or count it as dropped; returns False if there is no room for it yet."""
+    cdef pair_context *pair = e.base.pair
+    cdef pair_counters *counters = pair.counters
+    cdef chain *c = &frames.chains[frames.first]
+    cdef uint32_t length = c.length - pair.header_size
+    cdef int reason = give_back_frame(e, pair, counters, frames, c, length)
+    if reason == NO_ROOM:
+        return False
+    if reason == GOOD_FRAME:
+        counters.tx.frames += 1
+        counters.tx.bytes += length
+    else:
+        counters.tx.drops[reason] += 1
+    put_element(&e.sent_elements[e.sent], c.head, 0)
+    e.sent += 1
+    frames.first += 1
+    return True
+
+
 cdef void echo_tx_submit(port_interface *self, burst *frames) noexcept nogil:
     cdef echo_port *e = <echo_port *>self
-    cdef pair_context *pair = self.pair
-    cdef pair_counters *counters = pair.counters
-    cdef chain *c
-    cdef uint32_t sent = 0
-    cdef uint32_t length
-    cdef int reason
-    cdef uint64_t frames_before = counters.rx.frames
-    cdef uint64_t bytes_before = counters.rx.bytes
-    e.received = 0
-    while frames.first < frames.end and e.received < BURST_CHAINS:
-        c = &frames.chains[frames.first]
-        length = c.length - pair.header_size
-        reason = give_back_frame(e, pair, counters, frames, c, length)
-        if reason == NO_ROOM:
+    cdef direction_counters *rx = &self.pair.counters.rx
+    cdef uint64_t frames_before = rx.frames
+    cdef uint64_t bytes_before = rx.bytes
+    while True:
+        if self.pair.receiving and not e.frame.under_way:
+            give_back_run(e, frames)
+        if frames.first == frames.end or e.received >= BURST_CHAINS or not give_back_other(e, frames):
             break
-        if reason == GOOD_FRAME:
-            counters.tx.frames += 1
-            counters.tx.bytes += length
-        else:
-            counters.tx.drops[reason] += 1
-        e.sent_elements[sent].id = c.head       # their length stays 0
-        sent += 1
-        frames.first += 1
-    e.sent = sent
     # All that arrives was copied.
-    counters.rx.copied_frames[COPY_PORT] += counters.rx.frames - frames_before
-    counters.rx.copied_bytes += counters.rx.bytes - bytes_before
+    rx.copied_frames[COPY_PORT] += rx.frames - frames_before
+    rx.copied_bytes += rx.bytes - bytes_before
     self.under_way = e.frame.under_way
     self.wants_buffers = frames.first < frames.end
 

@@ -12,13 +12,13 @@ from posix.unistd cimport write
 
 from guestwire.datapath.abi cimport net_header, used_element
 from guestwire.datapath.atomics cimport fence_seq_cst, load_relaxed_u32, store_relaxed_u32
-from guestwire.datapath.frames cimport deliver, piece
+from guestwire.datapath.frames cimport ADDRESSES, deliver, piece
 from guestwire.datapath.mutex cimport pthread_mutex_t
 from guestwire.datapath.port cimport pair_context
 from guestwire.datapath.ring cimport BURST_CHAINS, chain, ring_call
 
 cdef enum:
-    ADDRESSES = 12              # bytes of the two addresses at the beginning of a frame
+    INLET_ELEMENTS = 2 * BURST_CHAINS
 
 # A sender that waits for buffers.
 cdef struct waiter:
@@ -37,7 +37,7 @@ cdef struct inlet:
     uint64_t frames_before      # that had come when somebody entered
     uint64_t bytes_before
     uint32_t element_count
-    used_element elements[2 * BURST_CHAINS]     # filled, and not in the used ring yet
+    used_element elements[INLET_ELEMENTS]       # filled, and not in the used ring yet
     # For the worker of the guest, which has no lock to wait for.
     uint32_t waited_for
     uint32_t call_owed

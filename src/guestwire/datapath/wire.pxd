@@ -3,17 +3,12 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from guestwire.datapath.abi cimport used_element
-from guestwire.datapath.frames cimport piece
+from guestwire.datapath.frames cimport frame_addresses, piece
 from guestwire.datapath.inlet cimport inlet, waiter
 from guestwire.datapath.network cimport Network, network
 from guestwire.datapath.port cimport Port, port_interface
 from guestwire.datapath.sent_frame cimport sent_frame
 from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst
-
-# The first bytes of a frame, in the pieces in which they are read: so nothing waits for a store.
-cdef struct frame_addresses:
-    uint64_t first              # the destination, and two bytes of the source
-    uint32_t last               # the rest of that
 
 cdef struct wire_port:
     port_interface base

@@ -30,13 +30,17 @@ from guestwire.datapath.counters cimport (
     pair_counters,
 )
 from guestwire.datapath.frames cimport (
+    ADDRESSES,
     DELIVER_LATER,
     GOOD_FRAME,
+    LONGEST_FRAME,
     check_sent_frame,
+    deliver_run,
+    frame_addresses,
     frame_pieces,
 )
 from guestwire.datapath.inlet cimport (
-    ADDRESSES,
+    INLET_ELEMENTS,
     inlet_await,
     inlet_call,
     inlet_close,
@@ -48,19 +52,23 @@ from guestwire.datapath.inlet cimport (
     inlet_leave,
     inlet_look,
     inlet_open,
+    inlet_push,
 )
 from guestwire.datapath.network cimport address_at, network_member, open_inlet, seconds_now
 from guestwire.datapath.port cimport pair_context
 from guestwire.datapath.sent_frame cimport sent_frame_begin, sent_frame_next
-from guestwire.datapath.ring cimport chain
+from guestwire.datapath.ring cimport chain, put_element
 
 cdef enum:
-    LONGEST_FRAME = 65550       # 64 KiB and an Ethernet header
     WAITS = -2                  # for buffers; never GOOD_FRAME or DROP_...
     SPIN_NS = 20000             # how long a frame waits before its receiver is asked for a kick
 
 
 # --- where a frame goes ---------------------------------------------------------------------------------
+
+cdef inline uint64_t destination_of(const frame_addresses *a) noexcept nogil:
+    return a.first & <uint64_t>0xFFFFFFFFFFFF
+
 
 cdef inline uint64_t now_ns() noexcept nogil:
     cdef timespec t
@@ -223,7 +231,7 @@ cdef inline inlet *find(wire_port *e, uint64_t destination, bint *known) noexcep
 
 
 cdef int forward(wire_port *e, const burst *frames, const chain *c, const net_header *header) noexcept nogil:
-    cdef uint64_t destination = e.addresses.first & <uint64_t>0xFFFFFFFFFFFF
+    cdef uint64_t destination = destination_of(&e.addresses)
     cdef bint known
     if destination != e.destination or e.destination_inlet == NULL:
         if destination & 1:
@@ -270,6 +278,30 @@ cdef inline int send(wire_port *e, const burst *frames, const chain *c) noexcept
     return forward(e, frames, c, &header)
 
 
+cdef void send_run(wire_port *e, burst *frames) noexcept nogil:
+    """Send on the frames behind one that was delivered, as long as they are common ones for the same place."""
+    cdef inlet *i = e.entered
+    cdef pair_context *pair = e.base.pair
+    cdef uint32_t count
+    cdef uint64_t octets
+    if (i == NULL or i != e.destination_inlet or not e.able
+            or destination_of(&e.addresses) != e.destination):
+        return
+    # The source is what it was, so it is allowed, and known.
+    count = deliver_run(
+        pair, frames, i.pair, INLET_ELEMENTS - i.element_count,
+        &e.sent_elements[e.sent], &i.elements[i.element_count], &octets, &e.addresses)
+    frames.first += count
+    e.sent += count
+    i.element_count += count
+    pair.counters.tx.frames += count
+    pair.counters.tx.bytes += octets
+    i.pair.counters.rx.frames += count
+    i.pair.counters.rx.bytes += octets
+    if i.element_count > BURST_CHAINS:
+        inlet_push(i)
+
+
 # --- the port -------------------------------------------------------------------------------------------
 
 cdef inline void stop_waiting(wire_port *e) noexcept nogil:
@@ -298,9 +330,11 @@ cdef void wire_tx_submit(port_interface *self, burst *frames) noexcept nogil:
             counters.tx.bytes += c.length - self.pair.header_size
         if reason != GOOD_FRAME:
             counters.tx.drops[reason] += 1
-        e.sent_elements[e.sent].id = c.head     # their length stays 0
+        put_element(&e.sent_elements[e.sent], c.head, 0)
         e.sent += 1
         frames.first += 1
+        if reason == GOOD_FRAME:
+            send_run(e, frames)
     leave(e)
     self.under_way = e.frame.under_way
     self.busy = e.waits_at != NULL

@@ -49,7 +49,7 @@ cdef inline void release_kept(packed_ring *r, uint16_t id, uint32_t count) noexc
         count -= 1
 
 
-# Read up to `most` lists from next_available on, behind those in `b`, and stop at a broken rule; returns how many.
+# Read up to `most` lists from next_available on, behind those in `b`; stop at a broken rule. Return how many.
 cdef uint32_t read_lists(packed_ring *r, burst *b, uint32_t most) noexcept nogil
 
 # See ring_read_again.

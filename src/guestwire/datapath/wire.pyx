@@ -279,7 +279,7 @@ cdef inline int send(wire_port *e, const burst *frames, const chain *c) noexcept
 
 
 cdef void send_run(wire_port *e, burst *frames) noexcept nogil:
-    """Send on the frames behind one that was delivered, as long as they are common ones for the same place."""
+    """Send on what is behind a frame that was delivered, as far as it is common frames for the same place."""
     cdef inlet *i = e.entered
     cdef pair_context *pair = e.base.pair
     cdef uint32_t count

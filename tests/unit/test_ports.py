@@ -72,12 +72,23 @@ def test_simple(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "files"), [("pcap:in", ("in", "")), ("pcap:in,out", ("in", "out")), ("pcap:,out", ("", "out"))]
+    ("words", "files", "repeat"),
+    [
+        ("pcap:in", ("in", ""), False),
+        ("pcap:in,out", ("in", "out"), False),
+        ("pcap:,out", ("", "out"), False),
+        ("pcap:in,repeat=yes", ("in", ""), True),
+        ("pcap:in,,repeat=yes", ("in", ""), True),
+        ("pcap:in,out,repeat=yes", ("in", "out"), True),
+        ("pcap:in,out,repeat=no", ("in", "out"), False),
+        ("pcap:in,a=b", ("in", "a=b"), False),
+    ],
 )
-def test_pcap(words: str, files: tuple[str, str]) -> None:
+def test_pcap(words: str, files: tuple[str, str], repeat: bool) -> None:
     port = parse_port(words)
     assert isinstance(port, PcapControl)
     assert (port.source, port.sink) == files
+    assert port.repeat is repeat
     assert port.max_queue_pairs == 1
 
 
@@ -104,6 +115,10 @@ def test_pcap(words: str, files: tuple[str, str]) -> None:
         ("xdp:eth1,headers=moved", "cannot understand 'headers=moved'"),
         ("pcap", "port pcap: which files?"),
         ("pcap:,", "port pcap: which files?"),
+        ("pcap:in,out,", "cannot understand ''"),
+        ("pcap:in,out,more", "cannot understand 'more'"),
+        ("pcap:in,repeat=maybe", "cannot understand 'repeat=maybe'"),
+        ("pcap:,out,repeat=yes", "there is no input to repeat"),
     ],
 )
 def test_what_is_no_port(words: str, error: str) -> None:

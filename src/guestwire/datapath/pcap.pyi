@@ -3,6 +3,8 @@ from guestwire.datapath.port import Port
 LINKTYPE_ETHERNET: int
 
 class PcapPort(Port):
-    def __init__(self, frames: bytes | bytearray | memoryview | None, output_fd: int = -1) -> None: ...
+    def __init__(
+        self, frames: bytes | bytearray | memoryview | None, output_fd: int = -1, *, repeat: bool = False
+    ) -> None: ...
     @property
     def output_error(self) -> int: ...

@@ -17,7 +17,6 @@ from guestwire.datapath.counters cimport (
     DROP_PORT,
     DROP_TOO_LONG,
     direction_counters,
-    pair_counters,
 )
 from guestwire.datapath.frames cimport (
     DELIVER_LATER,
@@ -28,7 +27,7 @@ from guestwire.datapath.frames cimport (
     deliver,
     piece,
 )
-from guestwire.datapath.port cimport Port, port_interface
+from guestwire.datapath.port cimport Port, pair_context, port_interface
 from guestwire.datapath.sent_frame cimport sent_frame, sent_frame_begin, sent_frame_next
 from guestwire.datapath.ring cimport BURST_CHAINS, burst, chain
 
@@ -43,12 +42,12 @@ _MAGICS = {0xA1B2C3D4: "microseconds", 0xA1B23C4D: "nanoseconds"}
 
 cdef struct pcap_port:
     port_interface base
-    # Frames to deliver: positions of the records' headers in the mapped input.
-    const uint8_t *input
-    uint64_t *records
-    uint64_t record_count
-    uint64_t next_record
-    bint swapped
+    # Frames to deliver: where they lie in the input, as it is in memory.
+    piece *frames
+    uint64_t frame_count
+    uint64_t next_frame
+    uint64_t after_last         # the frame to go on with behind the last: the first, or none
+    uint64_t most_looked_at     # in one burst: it ends although no buffer of the guest holds any of them
     # Frames from the guest.
     int output_fd
     int output_error            # errno of the write that failed; nothing is written after it
@@ -60,44 +59,43 @@ cdef struct pcap_port:
     sent_frame frame
 
 
-cdef inline uint32_t captured_length(const pcap_port *p, uint64_t position) noexcept nogil:
-    cdef uint32_t length
-    memcpy(&length, p.input + position + 8, 4)
-    return __builtin_bswap32(length) if p.swapped else length
-
-
-cdef extern from *:
-    uint32_t __builtin_bswap32(uint32_t) nogil
-
-
 cdef void pcap_rx_post(port_interface *self, burst *buffers) noexcept nogil:
     pass
 
 
 cdef uint32_t pcap_rx_poll(port_interface *self, const used_element **done) noexcept nogil:
     cdef pcap_port *p = <pcap_port *>self
-    cdef pair_counters *counters = self.pair.counters
+    cdef pair_context *pair = self.pair
+    cdef direction_counters *rx = &pair.counters.rx
+    cdef const piece *frame
+    cdef uint64_t next_frame = p.next_frame
+    cdef uint64_t left = p.most_looked_at
+    cdef uint64_t frames = 0
+    cdef uint64_t bytes = 0
     cdef uint32_t received = 0
-    cdef uint64_t position
     cdef int buffers
-    cdef piece frame
-    while p.next_record < p.record_count and received < BURST_CHAINS:
-        position = p.records[p.next_record]
-        frame.data = p.input + position + RECORD_HEADER
-        frame.length = captured_length(p, position)
-        buffers = deliver(self.pair, &frame, 1, frame.length, &p.received_elements[received])
+    while next_frame < p.frame_count and received < BURST_CHAINS and left:
+        frame = &p.frames[next_frame]
+        buffers = deliver(pair, frame, 1, frame.length, &p.received_elements[received])
         if buffers == DELIVER_LATER:
             break
-        p.next_record += 1
+        left -= 1
+        next_frame += 1
+        if next_frame == p.frame_count:
+            next_frame = p.after_last
         if buffers == DELIVER_NEVER:
-            counters.rx.drops[DROP_TOO_LONG] += 1
+            rx.drops[DROP_TOO_LONG] += 1
             continue
         received += buffers
-        counters.rx.frames += 1
-        counters.rx.bytes += frame.length
-        counters.rx.copied_frames[COPY_PORT] += 1
-        counters.rx.copied_bytes += frame.length
-    self.wants_buffers = p.next_record < p.record_count
+        frames += 1
+        bytes += frame.length
+    p.next_frame = next_frame
+    # Once a burst: the counters lie in memory that others read.
+    rx.frames += frames
+    rx.bytes += bytes
+    rx.copied_frames[COPY_PORT] += frames
+    rx.copied_bytes += bytes
+    self.wants_buffers = next_frame < p.frame_count
     done[0] = p.received_elements
     return received
 
@@ -186,7 +184,7 @@ cdef void pcap_drain(port_interface *self) noexcept nogil:
 
 
 def _index(data):
-    """Return the positions of all records in a capture file's bytes, and whether it is byte-swapped."""
+    """Return where each frame lies in a capture file's bytes, and its length."""
     if len(data) < 24:
         raise ValueError("shorter than a capture file's header of 24 bytes")
     magic = struct.unpack_from("<I", data)[0]
@@ -198,23 +196,24 @@ def _index(data):
     linktype = struct.unpack_from(order + "I", data, 20)[0] & 0xFFFF
     if linktype != LINKTYPE_ETHERNET:
         raise ValueError(f"link type {linktype}: only Ethernet (1) can be sent to a guest")
-    positions = []
+    places = []
     at = 24
     while at + RECORD_HEADER <= len(data):
         length = struct.unpack_from(order + "I", data, at + 8)[0]
         if not 14 <= length <= LONGEST_FRAME or at + RECORD_HEADER + length > len(data):
-            raise ValueError(f"record {len(positions) + 1} at byte {at} has a length of {length} bytes")
-        positions.append(at)
+            raise ValueError(f"record {len(places) + 1} at byte {at} has a length of {length} bytes")
+        places.append((at + RECORD_HEADER, length))
         at += RECORD_HEADER + length
-    return positions, swapped
+    return places
 
 
 cdef class PcapPort(Port):
-    """Sends the guest the frames of a capture file, each once, and writes what the guest sends.
+    """Sends the guest the frames of a capture file, and writes what the guest sends.
 
     Args:
         frames: the bytes of a classic pcap file of Ethernet frames, or None to send nothing.
         output_fd: an open file to write a pcap file with nanosecond times to; borrowed; -1 for none.
+        repeat: after the last frame go on with the first; else each is sent once.
 
     Raises:
         ValueError: `frames` is not such a file.
@@ -235,20 +234,22 @@ cdef class PcapPort(Port):
         p.base.fd = -1
         p.output_fd = -1
 
-    def __init__(self, frames, output_fd=-1):
+    def __init__(self, frames, output_fd=-1, *, repeat=False):
         cdef pcap_port *p = <pcap_port *>self.port
         cdef const uint8_t[::1] view
         cdef uint64_t i
         if frames is not None:
-            positions, p.swapped = _index(frames)
+            places = _index(frames)
             self.input_buffer = view = frames
-            p.input = &view[0]
-            p.records = <uint64_t *>calloc(max(1, len(positions)), sizeof(uint64_t))
-            if p.records == NULL:
+            p.frames = <piece *>calloc(max(1, len(places)), sizeof(piece))
+            if p.frames == NULL:
                 raise MemoryError
-            for i, position in enumerate(positions):
-                p.records[i] = position
-            p.record_count = len(positions)
+            for i, (at, length) in enumerate(places):
+                p.frames[i].data = &view[at]
+                p.frames[i].length = length
+            p.frame_count = len(places)
+            p.after_last = 0 if repeat else p.frame_count
+            p.most_looked_at = max(BURST_CHAINS, p.frame_count)
         if output_fd >= 0:
             p.output = <uint8_t *>calloc(1, OUTPUT_BYTES)
             if p.output == NULL:
@@ -266,6 +267,6 @@ cdef class PcapPort(Port):
     def __dealloc__(self):
         cdef pcap_port *p = <pcap_port *>self.port
         if p != NULL:
-            free(p.records)
+            free(p.frames)
             free(p.output)
             free(p)

@@ -20,7 +20,7 @@ SYNTAX = (
     "xdp:IFNAME[,queue=N][,mode=auto|zero-copy|direct|bounce][,shared=yes][,steer=MAC][,trust-mtu=yes]"
     "[,headers=auto|in-place|copied][,source=MAC][,offloads=auto|yes|no][,payload=auto|in-place][,gro=yes]  "
     "tap:IFNAME|fd=N[+M...][,netns=NS][,bridge=BR][,mtu=N][,offloads=yes|no]  "
-    "wire:NAME[,source=MAC][,ageing=S][,wait_us=N]  pcap:IN[,OUT]  echo  null"
+    "wire:NAME[,source=MAC][,ageing=S][,wait_us=N]  pcap:IN[,OUT][,repeat=yes]  echo  null"
 )
 
 _MAC = re.compile("([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
@@ -75,6 +75,17 @@ def _wire(arguments: str, guest: str) -> WireControl:
         )
     chosen = _understand(f"port wire:{network}", options, _WIRE_OPTIONS)
     return WireControl(network, WireOptions(**chosen), guest=guest)
+
+
+def _pcap(arguments: str) -> PcapControl:
+    source, *options = arguments.split(",")
+    sink = options.pop(0) if options and options[0].partition("=")[0] not in _PCAP_OPTIONS else ""
+    if not source and not sink:
+        raise ConfigurationError("port pcap: which files?", f"use {SYNTAX}")
+    chosen = _understand(f"port pcap:{source}", options, _PCAP_OPTIONS)
+    if chosen.get("repeat") and not source:
+        raise ConfigurationError("port pcap: there is no input to repeat", f"use {SYNTAX}")
+    return PcapControl(source, sink, **chosen)
 
 
 def _understand(
@@ -138,6 +149,9 @@ _WIRE_OPTIONS: dict[str, Callable[[str], object]] = {
     "ageing": lambda value: _number(value, _LEAST_AGEING_SECONDS, _MOST_AGEING_SECONDS),
     "wait_us": lambda value: _number(value, 0, _MOST_WAIT_US),
 }
+_PCAP_OPTIONS: dict[str, Callable[[str], object]] = {
+    "repeat": {"yes": True, "no": False}.get,
+}
 
 
 def parse_port(description: str, budget: GuestBudget | None = None, guest: str = "") -> Port:
@@ -161,8 +175,5 @@ def parse_port(description: str, budget: GuestBudget | None = None, guest: str =
     if kind == "wire":
         return _wire(arguments, guest)
     if kind == "pcap":
-        source, _, sink = arguments.partition(",")
-        if not source and not sink:
-            raise ConfigurationError("port pcap: which files?", f"use {SYNTAX}")
-        return PcapControl(source, sink)
+        return _pcap(arguments)
     raise ConfigurationError(f"unknown port {description!r}", f"use {SYNTAX}")

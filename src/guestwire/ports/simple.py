@@ -96,11 +96,12 @@ class SimplePort:
 class PcapControl:
     """Frames from one capture file for the guest, frames from the guest to another.
 
-    The input is delivered once, from its beginning, each time the guest's rings start.
+    The input is delivered from its beginning each time the guest's rings start.
 
     Args:
         source: the capture file to deliver; empty for none.
         sink: the capture file to write, replaced if it exists; empty for none.
+        repeat: deliver the input again and again, else once.
     """
 
     mtu = LONGEST_MTU
@@ -113,8 +114,8 @@ class PcapControl:
     link_up = True
     gone = False
 
-    def __init__(self, source: str, sink: str) -> None:
-        self.source, self.sink = source, sink
+    def __init__(self, source: str, sink: str, *, repeat: bool = False) -> None:
+        self.source, self.sink, self.repeat = source, sink, repeat
         self._frames: bytes | None = None
         self._sink_fd = -1
         self._port: PcapPort | None = None
@@ -158,7 +159,7 @@ class PcapControl:
         self, pair: int, window: Window, queue_size: int, features: Feature
     ) -> guestwire.datapath.port.Port:
         """Begin the input anew; go on with the output."""
-        self._port = PcapPort(self._frames, self._sink_fd)
+        self._port = PcapPort(self._frames, self._sink_fd, repeat=self.repeat)
         return self._port
 
     def resume(self, pair: int) -> None:

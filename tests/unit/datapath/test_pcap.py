@@ -47,6 +47,49 @@ def test_frames_of_the_input_arrive_in_order(order: str, magic: int) -> None:
     guest.close()
 
 
+def test_a_repeated_input_begins_anew_and_loses_nothing() -> None:
+    frames = [bytes([i]) * (60 + i) for i in range(7)]
+    guest = Machine(PcapPort(capture(*frames), repeat=True))
+    delivered = 0
+    for burst in (1, 3, 20, 64, 5):
+        for i in range(burst):
+            guest.rx.offer((RECEIVE + 2048 * i, 2048))
+        guest.run()
+        for i in range(burst):
+            frame = frames[delivered % len(frames)]
+            assert guest.read(RECEIVE + 2048 * i + 12, len(frame)) == frame
+            delivered += 1
+        # Without buffers nothing moves, and no frame is counted or skipped meanwhile.
+        assert guest.pair.step() == 0
+    assert len(guest.rx.used()) == delivered
+    counted = guest.counted()["rx"]
+    assert counted["frames"] == counted["copied_frames"]["port_copies"] == delivered
+    assert counted["bytes"] == counted["copied_bytes"]
+    assert counted["bytes"] == sum(len(frames[i % len(frames)]) for i in range(delivered))
+    assert counted["drops"] == {}
+    guest.close()
+
+
+def test_an_input_that_has_no_frames_is_at_rest_when_repeated() -> None:
+    guest = Machine(PcapPort(capture(), repeat=True))
+    guest.rx.offer((RECEIVE, 2048))
+    guest.run()
+    assert guest.pair.step() == 0
+    assert guest.counted()["rx"]["frames"] == 0
+    guest.close()
+
+
+def test_a_repeated_input_that_no_buffer_holds_ends_each_burst() -> None:
+    guest = Machine(PcapPort(capture(bytes(1500), bytes(1400)), repeat=True), mergeable=False)
+    guest.rx.offer((RECEIVE, 512))
+    guest.run()
+    counted = guest.counted()["rx"]
+    assert counted["frames"] == 0
+    assert counted["drops"]["too_long"] > 0
+    assert guest.rx.used() == []
+    guest.close()
+
+
 def test_what_the_guest_sends_is_written_and_can_be_read_back(tmp_path: Path) -> None:
     path = tmp_path / "out.pcap"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)

@@ -25,16 +25,24 @@ from rich.table import Table
 
 from guestwire.datapath.counters import Counters
 from guestwire.datapath.echo import EchoPort
+from guestwire.datapath.packed_ring import PackedRing
 from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.split_ring import SplitRing
 from guestwire.datapath.window import Window
 from guestwire.datapath.worker import WorkLoop
 from guestwire.testing import DRIVER_FEATURES, BufferLayout, DriverRing, FrameStream, SharedMemory, raw_ring
 from guestwire.testing import QueuePair as Driver
+from guestwire.virtio.features import Feature
 
-# Queue pairs on the worker, how many of them are busy, and entries of a busy pair's rings.
-CASES = ((1, 1, 256), (1, 1, 4096), (4, 4, 256), (4, 4, 4096), (4, 1, 256), (64, 1, 256))
+# The rings' layout, queue pairs on the worker, how many of them are busy, and entries of a busy pair's rings.
+CASES = (
+    *(("split", *case) for case in ((1, 1, 256), (1, 1, 4096), (4, 4, 256), (4, 4, 4096), (4, 1, 256))),
+    ("split", 64, 1, 256),
+    ("packed", 1, 1, 256),
+    ("packed", 4, 4, 4096),
+)
 HEADER = 12
+FIRST_LAP = 0x8000  # where a packed ring begins: position 0, wrap counter 1
 WARM_UP_ROUNDS = 24
 # One round of the worker: what is counted. The other is called once where counting begins anew.
 COUNTED = "__pyx_f_9guestwire_8datapath_6worker_make_round*"
@@ -46,10 +54,12 @@ class Count:
     """Instructions executed by the worker's rounds.
 
     Attributes:
+        layout: of the rings.
         pairs: on the worker. busy: how many of them moved frames. size: entries of each ring.
         frames: how many went around. instructions: for all of them.
     """
 
+    layout: str
     pairs: int
     busy: int
     size: int
@@ -64,7 +74,8 @@ class Count:
 class Guest:
     """A guest's memory, and the drivers and the worker of its queue pairs."""
 
-    def __init__(self, pairs: int, sizes: Sequence[int], length: int) -> None:
+    def __init__(self, packed: bool, pairs: int, sizes: Sequence[int], length: int) -> None:
+        self._packed = packed
         self._layout = BufferLayout(length=HEADER + length)
         self._memory = SharedMemory(sum(sizes) * 2 * (self._layout.share(HEADER) + 64) + pairs * 65536)
         table = [(r.guest_address, r.user_address, r.size, r.fd, r.mmap_offset) for r in self._memory.regions]
@@ -86,10 +97,11 @@ class Guest:
         receive.post()
         return Driver(receive, send)
 
-    def _ring(self, size: int, receive: bool) -> tuple[DriverRing, SplitRing]:
+    def _ring(self, size: int, receive: bool) -> tuple[DriverRing, SplitRing | PackedRing]:
         memory, layout = self._memory, self._layout
         table = memory.allocate(raw_ring.descriptor_table_size(size), 16)
-        available = memory.allocate(raw_ring.available_ring_size(size), 2)
+        # Large enough, and aligned, for the two event suppression structures of a packed ring as well.
+        available = memory.allocate(raw_ring.available_ring_size(size), 4)
         used = memory.allocate(raw_ring.used_ring_size(size), 4)
         area = memory.allocate(size * layout.share(HEADER))
         driver = DriverRing(
@@ -102,10 +114,12 @@ class Guest:
             pieces=layout.pieces(HEADER),
             spacing=layout.share(HEADER),
             receive=receive,
-            features=DRIVER_FEATURES,
+            features=DRIVER_FEATURES | (Feature.VIRTIO_F_RING_PACKED if self._packed else 0),
+            base=FIRST_LAP if self._packed else 0,
         )
         areas = (self._window.translate_guest(each.guest_address, 1) for each in (table, available, used))
-        return driver, SplitRing(self._window, size, *areas, receive=receive, event_index=True)
+        kind = PackedRing if self._packed else SplitRing
+        return driver, kind(self._window, size, *areas, receive=receive, event_index=True)
 
     def close(self) -> None:
         for driver in self.drivers:
@@ -115,10 +129,10 @@ class Guest:
         self._memory.close()
 
 
-def move_frames(pairs: int, busy: int, size: int, rounds: int, burst: int, length: int) -> None:
+def move_frames(layout: str, pairs: int, busy: int, size: int, rounds: int, burst: int, length: int) -> None:
     """Run the worker: what Valgrind watches. An idle pair has small rings, which nobody looks into."""
     sizes = [size] * busy + [256] * (pairs - busy)
-    with contextlib.closing(Guest(pairs, sizes, length)) as guest:
+    with contextlib.closing(Guest(layout == "packed", pairs, sizes, length)) as guest:
         streams = [FrameStream(length, identifier=number) for number in range(busy)]
         while guest.loop.round():
             pass
@@ -132,24 +146,25 @@ def move_frames(pairs: int, busy: int, size: int, rounds: int, burst: int, lengt
                 assert driver.receive_stream(stream, burst).received == burst
 
 
-def count(pairs: int, busy: int, size: int, arguments: argparse.Namespace) -> Count:
+def count(layout: str, pairs: int, busy: int, size: int, arguments: argparse.Namespace) -> Count:
     """Run this program under Valgrind and read what it counted."""
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder, "profile")
-        own = [__file__, "--measure", str(pairs), str(busy), str(size)]
+        own = [__file__, "--measure", layout, str(pairs), str(busy), str(size)]
         own += [f"--{name}={getattr(arguments, name)}" for name in ("rounds", "burst", "length")]
         callgrind = ["valgrind", "--tool=callgrind", "--collect-atstart=no", f"--toggle-collect={COUNTED}"]
         callgrind += [f"--zero-before={BEGIN}", f"--callgrind-out-file={profile}"]
         run([*callgrind, sys.executable, *own])
         total, _ = read_annotated(run(["callgrind_annotate", "--threshold=100", "--auto=no", str(profile)]))
-    return Count(pairs, busy, size, arguments.rounds * arguments.burst * busy, total)
+    return Count(layout, pairs, busy, size, arguments.rounds * arguments.burst * busy, total)
 
 
 def show(counts: Sequence[Count], console: Console) -> None:
-    table = Table("queue pairs", "busy", "ring size", "instructions a frame", "/ first row")
+    table = Table("rings", "queue pairs", "busy", "ring size", "instructions a frame", "/ first row")
     for one in counts:
         growth = one.per_frame / counts[0].per_frame
-        table.add_row(str(one.pairs), str(one.busy), str(one.size), f"{one.per_frame:.1f}", f"{growth:.2f}")
+        cells = map(str, (one.layout, one.pairs, one.busy, one.size))
+        table.add_row(*cells, f"{one.per_frame:.1f}", f"{growth:.2f}")
     console.print(table)
 
 
@@ -166,7 +181,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=64, help="bytes of a frame (default: 64)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts to a file")
     parser.add_argument(
-        "--measure", nargs=3, type=int, metavar=("PAIRS", "BUSY", "SIZE"), help=argparse.SUPPRESS
+        "--measure", nargs=4, metavar=("LAYOUT", "PAIRS", "BUSY", "SIZE"), help=argparse.SUPPRESS
     )
     arguments = parser.parse_args()
     if not 1 <= arguments.burst <= 64:
@@ -177,7 +192,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     if arguments.measure:
-        move_frames(*arguments.measure, arguments.rounds, arguments.burst, arguments.length)
+        layout, *case = arguments.measure
+        move_frames(layout, *map(int, case), arguments.rounds, arguments.burst, arguments.length)
         return
     if not shutil.which("valgrind"):
         raise SystemExit("valgrind is missing: apt-get install valgrind")

@@ -29,7 +29,7 @@ from guestwire.datapath.ring cimport (
     segment,
 )
 from guestwire.datapath.split_ring cimport split_ring
-from guestwire.datapath.window cimport region
+from guestwire.datapath.window cimport near_holds, near_region, window_near
 
 
 cdef inline split_descriptor read_descriptor(const split_descriptor *d) noexcept nogil:
@@ -102,10 +102,7 @@ cdef uint32_t read_common_chains(split_ring *ring, burst *b, uint32_t most) noex
     # In locals: a store to in_flight might change anything else, for all that the compiler knows.
     cdef const split_descriptor *descriptors = ring.descriptors
     cdef const uint16_t *entries = ring.available.ring
-    cdef const region *r = &ring.common.window.regions[ring.common.region_hint]
-    cdef uint64_t region_address = r.guest_address
-    cdef uint64_t region_size = r.size
-    cdef uint64_t region_offset = r.offset
+    cdef near_region near = window_near(ring.common.window, ring.common.region_hint)
     cdef uint16_t *in_flight = ring.common.in_flight
     cdef uint16_t direction = ring.common.direction
     cdef uint32_t size = ring.common.size
@@ -115,7 +112,6 @@ cdef uint32_t read_common_chains(split_ring *ring, burst *b, uint32_t most) noex
     cdef chain *c = &b.chains[b.end]
     cdef segment *segments = &b.segments[first_segment]
     cdef uint32_t i, head
-    cdef uint64_t distance
     cdef split_descriptor d
     most = min(most, BURST_SEGMENTS - b.segment_end)
     for i in range(most):
@@ -123,11 +119,10 @@ cdef uint32_t read_common_chains(split_ring *ring, burst *b, uint32_t most) noex
         if head >= size or in_flight[head]:
             break
         d = read_descriptor(&descriptors[head])
-        distance = d.address - region_address
-        if (d.flags != direction or d.length == 0
-                or distance >= region_size or d.length > region_size - distance):
+        if d.flags != direction or not near_holds(&near, d.address, d.length):
             break
-        put_chain_of_one(&c[i], &segments[i], region_offset + distance, d.length, head, first_segment + i)
+        put_chain_of_one(
+            &c[i], &segments[i], d.address + near.to_offset, d.length, head, first_segment + i)
         in_flight[head] = 1
     else:
         i = most

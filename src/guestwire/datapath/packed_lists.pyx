@@ -37,7 +37,7 @@ from guestwire.datapath.ring cimport (
     ring_broken,
     segment,
 )
-from guestwire.datapath.window cimport region
+from guestwire.datapath.window cimport near_holds, near_region, window_near
 
 
 cdef inline packed_descriptor descriptor_from(uint64_t low, uint64_t high) noexcept nogil:
@@ -177,10 +177,7 @@ cdef uint32_t read_common_lists(packed_ring *r, burst *b, uint32_t most) noexcep
     # In locals: a store to in_flight might change anything else, for all that the compiler knows.
     cdef ring *self = &r.common
     cdef packed_descriptor *d = &r.descriptors[r.next_available]
-    cdef const region *near = &self.window.regions[self.region_hint]
-    cdef uint64_t region_address = near.guest_address
-    cdef uint64_t region_size = near.size
-    cdef uint64_t region_offset = near.offset
+    cdef near_region near = window_near(self.window, self.region_hint)
     cdef uint16_t *in_flight = self.in_flight
     cdef uint32_t size = self.size
     cdef uint64_t flags = r.available_flags | self.direction
@@ -189,7 +186,7 @@ cdef uint32_t read_common_lists(packed_ring *r, burst *b, uint32_t most) noexcep
     cdef chain *c = &b.chains[b.end]
     cdef segment *segments = &b.segments[first_segment]
     cdef uint32_t i, length, id
-    cdef uint64_t high, distance
+    cdef uint64_t low, high
     cdef packed_descriptor copy
     most = min(most, size - r.next_available, size - r.descriptors_in_flight, BURST_SEGMENTS - b.segment_end)
     for i in range(most):
@@ -198,16 +195,15 @@ cdef uint32_t read_common_lists(packed_ring *r, burst *b, uint32_t most) noexcep
         high = load_acquire_u64(second_word(&d[i]))
         length = <uint32_t>high
         id = <uint16_t>(high >> 32)
-        if high >> 48 != flags or length == 0 or id >= size or in_flight[id]:
+        if high >> 48 != flags or id >= size or in_flight[id]:
             break
-        copy.address = load_relaxed_u64(<const uint64_t *>&d[i])
-        distance = copy.address - region_address
-        if distance >= region_size or length > region_size - distance:
+        low = load_relaxed_u64(<const uint64_t *>&d[i])
+        if not near_holds(&near, low, length):
             break
-        put_chain_of_one(&c[i], &segments[i], region_offset + distance, length, id, first_segment + i)
+        put_chain_of_one(&c[i], &segments[i], low + near.to_offset, length, id, first_segment + i)
         in_flight[id] = 1
         if keeps:
-            copy = descriptor_from(copy.address, high)
+            copy = descriptor_from(low, high)
             keep(r, 0, &copy)
             own_kept(r, id, 1)
     else:

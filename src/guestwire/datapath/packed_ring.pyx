@@ -61,40 +61,68 @@ cdef uint32_t packed_ring_pop(ring *self, burst *b, uint32_t most) noexcept nogi
 
 # --- used descriptors ------------------------------------------------------------------------------------
 
-cdef void packed_ring_push(ring *self, const used_element *elements, uint32_t count) noexcept nogil:
-    # In locals: a store to in_flight might change anything else, for all that the compiler knows.
-    cdef packed_ring *r = <packed_ring *>self
-    cdef packed_descriptor *ring_descriptors = r.descriptors
-    cdef uint16_t *in_flight = self.in_flight
-    cdef bint keeps = r.kept != NULL
-    cdef uint32_t size = self.size
-    cdef uint32_t position = r.next_used
-    cdef uint32_t used_flags = r.used_flags
-    cdef uint32_t unpublished = r.unpublished
-    cdef uint32_t i, id, length, descriptors
-    cdef uint64_t word
-    for i in range(count):
-        id, length = elements[i].id, elements[i].length
-        word = used_flags | (DESCRIPTOR_F_WRITE if length else 0)
-        word = word << 48 | <uint64_t>id << 32 | length
-        if unpublished == 0:
-            r.first_position, r.first_word = position, word
-        else:
-            # Relaxed: the driver looks at it only after the first one.
-            store_relaxed_u64(second_word(&ring_descriptors[position]), word)
-        descriptors = in_flight[id]
-        in_flight[id] = 0
-        if keeps:
-            release_kept(r, id, descriptors)
-        unpublished += descriptors
-        position += descriptors
-        if position >= size:
-            position -= size
-            used_flags ^= TURN
+cdef inline uint64_t used_word(uint64_t flags, const used_element *element) noexcept nogil:
+    """Return the second word of a used descriptor."""
+    if element.length:
+        flags |= DESCRIPTOR_F_WRITE
+    return flags << 48 | <uint64_t>element.id << 32 | element.length
+
+
+cdef inline void go_on(packed_ring *r, uint32_t descriptors) noexcept nogil:
+    """Move next_used behind lists that were pushed."""
+    cdef uint32_t position = r.next_used + descriptors
+    if position >= r.common.size:
+        position -= r.common.size
+        r.used_flags ^= TURN
     r.next_used = position
-    r.used_flags = used_flags
-    r.descriptors_in_flight -= unpublished - r.unpublished
-    r.unpublished = unpublished
+    r.unpublished += descriptors
+    r.descriptors_in_flight -= descriptors
+
+
+cdef void push_any(packed_ring *r, const used_element *element) noexcept nogil:
+    cdef uint64_t word = used_word(r.used_flags, element)
+    cdef uint32_t descriptors = r.common.in_flight[element.id]
+    if r.unpublished == 0:
+        r.first_position, r.first_word = r.next_used, word
+    else:
+        # Relaxed: the driver looks at it only after the first one.
+        store_relaxed_u64(second_word(&r.descriptors[r.next_used]), word)
+    r.common.in_flight[element.id] = 0
+    if r.kept != NULL:
+        release_kept(r, element.id, descriptors)
+    go_on(r, descriptors)
+
+
+cdef uint32_t push_run(packed_ring *r, const used_element *elements, uint32_t most) noexcept nogil:
+    """Push lists of one descriptor behind another one, up to the first longer one or the ring's end."""
+    # In locals: a store to in_flight might change anything else, for all that the compiler knows.
+    cdef packed_descriptor *d = &r.descriptors[r.next_used]
+    cdef uint16_t *in_flight = r.common.in_flight
+    cdef uint64_t flags = r.used_flags
+    cdef bint keeps = r.kept != NULL
+    cdef uint32_t i
+    most = min(most, <uint32_t>(r.common.size - r.next_used))
+    for i in range(most):
+        if in_flight[elements[i].id] != 1:
+            break
+        in_flight[elements[i].id] = 0
+        # Relaxed: as above.
+        store_relaxed_u64(second_word(&d[i]), used_word(flags, &elements[i]))
+        if keeps:
+            release_kept(r, elements[i].id, 1)
+    else:
+        i = most
+    go_on(r, i)
+    return i
+
+
+cdef void packed_ring_push(ring *self, const used_element *elements, uint32_t count) noexcept nogil:
+    cdef packed_ring *r = <packed_ring *>self
+    cdef uint32_t i = 0
+    while i < count:
+        push_any(r, &elements[i])
+        i += 1
+        i += push_run(r, &elements[i], count - i)
     self.in_flight_count -= count
 
 

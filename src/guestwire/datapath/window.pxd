@@ -47,6 +47,27 @@ cdef inline uint64_t window_translate(
         return r.offset + distance
     return window_search(w, hint, address, length)
 
+# A region as the loops over common buffers have it: in locals, so that most buffers cost two comparisons.
+cdef struct near_region:
+    uint64_t address        # in the guest
+    uint64_t size
+    uint64_t to_offset      # to be added to an address
+    uint32_t longest        # no buffer in it is longer
+
+cdef inline near_region window_near(const window *w, uint32_t hint) noexcept nogil:
+    cdef const region *r = &w.regions[hint]
+    cdef near_region n
+    n.address = r.guest_address
+    n.size = r.size
+    n.to_offset = r.offset - r.guest_address
+    n.longest = <uint32_t>min(r.size, <uint64_t>0xFFFFFFFF)
+    return n
+
+cdef inline bint near_holds(const near_region *n, uint64_t address, uint32_t length) noexcept nogil:
+    """Whether a buffer of at least one byte lies in the region."""
+    # A length of 0 becomes the largest number. With it in bounds, the subtraction below cannot wrap.
+    return length - 1 < n.longest and address - n.address <= n.size - length
+
 cdef inline bint window_contiguous(const window *w, uint64_t offset, uint64_t length) noexcept nogil:
     """Tell whether a device sees `length` bytes at `offset` in one piece."""
     cdef uint64_t page

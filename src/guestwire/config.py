@@ -36,6 +36,9 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         queue_pairs: how many are offered.
         mac: offered to frontends that read the configuration space; by default made from the name.
         poll_us: the longest time a worker polls before it sleeps, in microseconds; None: the port says.
+        coalesce_us: how long a call that the guest's driver wants may be held back, in microseconds; 0: not
+            at all.
+        coalesce_packets: for how many frames it is held back at most.
         cpus: one worker on each of them serves the queue pairs that fall to it in turn; empty: a worker for
             each queue pair, on any CPU.
         max_pinned: how much memory the kernel may pin for it, such as ``4G``; None for any amount.
@@ -49,6 +52,8 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     queue_pairs: Count = 1
     mac: Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$")] | None = None
     poll_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+    coalesce_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    coalesce_packets: Annotated[int, msgspec.Meta(ge=1, le=32_768)] = 64
     cpus: tuple[Cpu, ...] = ()
     max_pinned: str | None = None
 

@@ -251,6 +251,8 @@ class QueuePairs:
                     counters=self._counters,
                     index=pair,
                     trouble_fd=self.trouble_fd,
+                    coalesce_us=self._config.coalesce_us,
+                    coalesce_packets=self._config.coalesce_packets,
                 )
             self._attached[pair] = work
             self._enable(pair)

@@ -39,6 +39,12 @@ def run(
     poll_us: Annotated[
         int | None, typer.Option(help="Longest time to poll before sleeping, in microseconds.")
     ] = None,
+    coalesce_us: Annotated[
+        int | None, typer.Option(help="Longest time to hold back a call to the guest, in microseconds.")
+    ] = None,
+    coalesce_packets: Annotated[
+        int | None, typer.Option(help="Most frames for which it is held back.")
+    ] = None,
     cpus: Annotated[str | None, typer.Option(help="CPUs for the workers, such as 2,3.")] = None,
     max_pinned: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most memory that the kernel may pin, such as 8G.")
@@ -68,6 +74,8 @@ def run(
         "queue_pairs": queue_pairs,
         "mac": mac,
         "poll_us": poll_us,
+        "coalesce_us": coalesce_us,
+        "coalesce_packets": coalesce_packets,
         "cpus": cpus,
         "max_pinned": max_pinned,
     }

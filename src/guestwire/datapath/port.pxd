@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from guestwire.datapath.abi cimport used_element
+from guestwire.datapath.coalescing cimport coalescing
 from guestwire.datapath.counters cimport pair_counters
 from guestwire.datapath.ring cimport burst, ring
 from guestwire.datapath.window cimport window
@@ -18,6 +19,7 @@ cdef struct pair_context:
     bint mergeable              # VIRTIO_NET_F_MRG_RXBUF
     uint64_t offloads           # the features that were negotiated of those that say what a header may ask
     bint receiving              # the receive ring is enabled: as of this pass, unless the port keeps it
+    coalescing calls            # held back; the port says so for a receive ring that it keeps
 
 # Completions are handed over as an array that stays the port's and is valid until its next call.
 cdef struct port_interface:

@@ -30,6 +30,9 @@ cdef struct pair_work:
 cdef uint32_t queue_pair_pass(pair_work *w) noexcept nogil
 cdef bint queue_pair_ask_for_kicks(pair_work *w) noexcept nogil
 
+# Make the calls that are held back.
+cdef void queue_pair_make_calls(pair_work *w) noexcept nogil
+
 cdef class QueuePair:
     cdef pair_work *w
     cdef readonly Window window

@@ -12,6 +12,7 @@ from posix.unistd cimport write
 
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.atomics cimport fence_seq_cst, load_relaxed_u32, store_relaxed_u32
+from guestwire.datapath.coalescing cimport coalesce_call, make_held
 from guestwire.datapath.counters cimport DROP_RING_DISABLED, Counters
 from guestwire.datapath.port cimport Port, port_interface
 from guestwire.datapath.ring cimport (
@@ -61,41 +62,58 @@ cdef inline void finish_frame(pair_work *w) noexcept nogil:
 
 
 cdef inline void call(ring *r, uint64_t *calls) noexcept nogil:
-    if ring_wants_call(r):
-        ring_call(r)
-        calls[0] += 1
+    ring_call(r)
+    calls[0] += 1
 
 
-cdef inline void publish(pair_work *w) noexcept nogil:
-    """Let the driver see what was pushed, and call it if it wants that."""
+cdef void queue_pair_make_calls(pair_work *w) noexcept nogil:
+    make_held(&w.pair.calls.tx, w.pair.tx, &w.pair.counters.tx_calls)
+    make_held(&w.pair.calls.rx, w.pair.rx, &w.pair.counters.rx_calls)
+
+
+cdef void coalesce_calls(
+    pair_work *w, bint tx_wanted, uint32_t sent, bint rx_wanted, uint32_t received
+) noexcept nogil:
+    """Make the calls that cannot be held back; the clock is read once at most."""
+    cdef uint64_t now = 0
+    coalesce_call(
+        &w.pair.calls, &w.pair.calls.tx, w.pair.tx, tx_wanted, sent, &w.pair.counters.tx_calls, &now)
+    coalesce_call(
+        &w.pair.calls, &w.pair.calls.rx, w.pair.rx, rx_wanted, received, &w.pair.counters.rx_calls, &now)
+
+
+cdef inline void publish(pair_work *w, uint32_t sent, uint32_t received) noexcept nogil:
+    """Let the driver see what was pushed to its rings, and call it if it wants that."""
     # Transmit first: a driver that gets a frame back wants its transmit buffer back as well, to send it on.
-    cdef bint sent = ring_show(w.pair.tx)
-    cdef bint received = not w.port.keeps_receive_ring and ring_show(w.pair.rx)
-    if not sent and not received:
+    cdef bint tx_wanted = ring_show(w.pair.tx)
+    cdef bint rx_wanted = not w.port.keeps_receive_ring and ring_show(w.pair.rx)
+    if tx_wanted or rx_wanted:
+        # See ring_wants_call: one for both rings.
+        fence_seq_cst()
+        tx_wanted = tx_wanted and ring_wants_call(w.pair.tx)
+        rx_wanted = rx_wanted and ring_wants_call(w.pair.rx)
+    if w.pair.calls.most_ns:
+        coalesce_calls(w, tx_wanted, sent, rx_wanted, received)
         return
-    # See ring_wants_call: one for both rings.
-    fence_seq_cst()
-    if sent:
+    if tx_wanted:
         call(w.pair.tx, &w.pair.counters.tx_calls)
-    if received:
+    if rx_wanted:
         call(w.pair.rx, &w.pair.counters.rx_calls)
 
 
 cdef uint32_t collect(pair_work *w) noexcept nogil:
     """Give back to the guest what the port has finished with."""
     cdef const used_element *done
-    cdef uint32_t moved = 0
-    cdef uint32_t count = w.port.tx_poll(w.port, &done)
-    if count:
-        ring_push(w.pair.tx, done, count)
-        moved += count
+    cdef uint32_t sent = w.port.tx_poll(w.port, &done)
+    cdef uint32_t received = 0
+    if sent:
+        ring_push(w.pair.tx, done, sent)
     if w.pair.receiving and not w.port.keeps_receive_ring:
-        count = w.port.rx_poll(w.port, &done)
-        if count:
-            ring_push(w.pair.rx, done, count)
-            moved += count
-    publish(w)
-    return moved
+        received = w.port.rx_poll(w.port, &done)
+        if received:
+            ring_push(w.pair.rx, done, received)
+    publish(w, sent, received)
+    return sent + received
 
 
 cdef uint32_t post(pair_work *w) noexcept nogil:
@@ -203,6 +221,8 @@ cdef class QueuePair:
         offloads: the negotiated features, as bits, of which those count that concern a virtio_net_hdr.
         counters: the guest's counters. index: this pair's number in them, below 64.
         trouble_fd: an eventfd, borrowed, signalled when a ring or the window breaks; -1 for none.
+        coalesce_us: how long a call that a driver wants may be held back, in microseconds; 0: not at all.
+        coalesce_packets: how many buffers are returned meanwhile, at most.
     """
 
     def __cinit__(self):
@@ -211,7 +231,8 @@ cdef class QueuePair:
             raise MemoryError
 
     def __init__(self, Window window, Port port, Ring rx, Ring tx, *, header_size=12,
-                 mergeable=False, offloads=0, Counters counters, index=0, trouble_fd=-1):
+                 mergeable=False, offloads=0, Counters counters, index=0, trouble_fd=-1,
+                 coalesce_us=0, coalesce_packets=BURST_CHAINS):
         cdef pair_work *w = self.w
         self.window, self.port, self.rx, self.tx, self.counters = window, port, rx, tx, counters
         w.pair.window = &window.w
@@ -222,6 +243,8 @@ cdef class QueuePair:
         w.pair.mergeable = mergeable
         w.pair.offloads = offloads
         w.pair.counters = counters.pair(index)
+        w.pair.calls.most_ns = coalesce_us * 1000
+        w.pair.calls.most_returned = coalesce_packets
         w.port = port.port
         w.port.pair = &w.pair
         w.index = index
@@ -253,7 +276,9 @@ cdef class QueuePair:
         frontend could make us wait, and this is not a worker's thread.
         """
         self.w.pair.rx.call_fd = self.w.pair.tx.call_fd = -1
+        self.w.pair.calls.most_ns = 0       # what is held back is owed now
         with nogil:
+            queue_pair_make_calls(self.w)
             self.w.port.drain(self.w.port)
             settle(self.w)
 

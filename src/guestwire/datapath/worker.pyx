@@ -10,20 +10,11 @@ import os
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport write
 
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
-    int epoll_wait(int epoll, epoll_event *events, int most, int timeout)
-    const int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
-    const uint32_t EPOLLIN, EPOLLET, EPOLLERR
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, unsigned long value)
+    const int PR_SET_TIMERSLACK
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -34,10 +25,25 @@ cdef extern from "<poll.h>" nogil:
     const short POLLIN
 
 from guestwire.datapath.atomics cimport cpu_relax, load_acquire_u32, store_release_u32
+from guestwire.datapath.coalescing cimport calls_due, holds_calls, now_ns
+from guestwire.datapath.epoll cimport (
+    EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL,
+    EPOLLERR,
+    EPOLLET,
+    EPOLLIN,
+    epoll_create1,
+    epoll_ctl,
+    epoll_event,
+    epoll_wait,
+    epoll_wait_ns,
+)
 from guestwire.datapath.queue_pair cimport (
     QueuePair,
     pair_work,
     queue_pair_ask_for_kicks,
+    queue_pair_make_calls,
     queue_pair_pass,
 )
 
@@ -84,12 +90,6 @@ cdef struct worker:
     uint32_t taken
 
 
-cdef inline uint64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
-
-
 cdef inline void signal(int fd) noexcept nogil:
     cdef uint64_t one = 1
     write(fd, &one, sizeof(one))
@@ -98,7 +98,8 @@ cdef inline void signal(int fd) noexcept nogil:
 cdef inline bint may_wait(const worker *w, const pair_work *p) noexcept nogil:
     """Whether a pair need not be looked at in this round: it was idle for some passes, or has ended."""
     return p.ended or (p.idle_passes >= FEW_PASSES and (w.moving or p.resting) and not w.look
-                       and w.work - p.looked_at < MOVED_PER_LOOK * w.now.count)
+                       and w.work - p.looked_at < MOVED_PER_LOOK * w.now.count
+                       and not holds_calls(&p.pair.calls))
 
 
 cdef bint is_time_to_look(worker *w, uint32_t moved) noexcept nogil:
@@ -178,6 +179,34 @@ cdef void note_event(worker *w, const epoll_event *event) noexcept nogil:
             p.port.gone = True
 
 
+cdef uint64_t first_call_due(worker *w) noexcept nogil:
+    """Return when the first of all calls that are held back must be made, in ns; 0 if there is none."""
+    cdef uint64_t first = 0
+    cdef uint64_t due
+    cdef uint32_t i
+    for i in range(w.now.count):
+        due = calls_due(&w.now.pairs[i].pair.calls)
+        if due and (first == 0 or due < first):
+            first = due
+    return first
+
+
+cdef int wait_for_events(worker *w, epoll_event *events, bint busy, uint64_t now) noexcept nogil:
+    """Sleep, but for the calls that are held back: all are made when the first must be."""
+    cdef uint64_t due = first_call_due(w)
+    cdef uint64_t left = due - now if due > now else 0
+    cdef uint32_t i
+    cdef int n = 0
+    if due and not (busy and left > <uint64_t>w.busy_timeout_ms * 1000000):
+        if left:
+            n = epoll_wait_ns(w.epoll_fd, events, EVENTS, left)
+        if n > 0:
+            return n
+        for i in range(w.now.count):
+            queue_pair_make_calls(w.now.pairs[i])
+    return epoll_wait(w.epoll_fd, events, EVENTS, w.busy_timeout_ms if busy else -1)
+
+
 cdef void sleep_until_event(worker *w) noexcept nogil:
     cdef epoll_event events[EVENTS]
     cdef uint64_t before
@@ -186,7 +215,7 @@ cdef void sleep_until_event(worker *w) noexcept nogil:
     if ask_for_kicks(w, &busy):
         return
     before = now_ns()
-    n = epoll_wait(w.epoll_fd, events, EVENTS, w.busy_timeout_ms if busy else -1)
+    n = wait_for_events(w, events, busy, before)
     if n == 0:
         w.busy_timeout_ms = min(2 * w.busy_timeout_ms, BUSY_PORT_TIMEOUT_MOST_MS)
     for i in range(n):
@@ -351,6 +380,8 @@ cdef class WorkLoop:
     def run(self):
         """Work until there is no pair left. Called once, in a thread of its own, after the first `add`."""
         with nogil:
+            # Timers of this thread are to be on time: calls are held back for microseconds.
+            prctl(PR_SET_TIMERSLACK, 1)
             loop(self.w)
 
     def round(self):

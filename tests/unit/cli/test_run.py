@@ -25,6 +25,7 @@ def test_a_guest_of_flags() -> None:
     [
         ({"max_pinned": "8X"}, "wrong flag: max_pinned: '8X' is no size"),
         ({"cpus": "two"}, "--cpus two: "),
+        ({"coalesce_packets": 0}, r"wrong flag: .* at `\$.guest\[0\].coalesce_packets`"),
         ({"queue_pairs": 65}, r"wrong flag: .* at `\$.guest\[0\].queue_pairs`"),
     ],
 )

@@ -30,6 +30,7 @@ class Ring:
         *,
         receive: bool,
         base: int = 0,
+        event_index: bool = False,
         kick_fd: int = -1,
         call_fd: int = -1,
     ) -> None:
@@ -44,6 +45,7 @@ class Ring:
             self.at + 0x2000,
             receive=receive,
             base=base,
+            event_index=event_index,
             kick_fd=kick_fd,
             call_fd=call_fd,
         )
@@ -63,6 +65,14 @@ class Ring:
         self.window.write(self.at + 0x1002, struct.pack("<H", self.index))
         return head
 
+    def want_no_calls(self) -> None:
+        """Set VIRTQ_AVAIL_F_NO_INTERRUPT."""
+        self.window.write(self.at + 0x1000, struct.pack("<H", 1))
+
+    def want_call_after(self, used_event: int) -> None:
+        """Set used_event: the driver wants to be called for that used element (EVENT_IDX)."""
+        self.window.write(self.at + 0x1004 + 2 * self.size, struct.pack("<H", used_event))
+
     def used(self) -> list[tuple[int, int]]:
         """All used elements so far, as (head, length)."""
         (index,) = struct.unpack("<H", self.window.read(self.at + 0x2002, 2))
@@ -76,13 +86,21 @@ class Machine:
     """A guest's memory, both rings of a queue pair, and the pair itself on a port."""
 
     def __init__(
-        self, port: Port, *, mergeable: bool = False, header_size: int = 12, offloads: int = 0
+        self,
+        port: Port,
+        *,
+        mergeable: bool = False,
+        header_size: int = 12,
+        offloads: int = 0,
+        event_index: bool = False,
+        coalesce_us: int = 0,
+        coalesce_packets: int = 64,
     ) -> None:
         self.fd = os.memfd_create("guest")
         os.ftruncate(self.fd, SIZE)
         self.window = Window([(GUEST_BASE, 0x7F0000000000, SIZE, self.fd, 0)], bounce_frames=8)
-        self.rx = Ring(self.window, 0, receive=True)
-        self.tx = Ring(self.window, 0x4000, receive=False)
+        self.rx = Ring(self.window, 0, receive=True, event_index=event_index)
+        self.tx = Ring(self.window, 0x4000, receive=False, event_index=event_index)
         counter_fd = os.memfd_create("counters")
         self.counters = Counters(counter_fd, 1)
         os.close(counter_fd)
@@ -95,6 +113,8 @@ class Machine:
             mergeable=mergeable,
             header_size=header_size,
             offloads=offloads,
+            coalesce_us=coalesce_us,
+            coalesce_packets=coalesce_packets,
         )
         self.pair.enable(rx=True, tx=True)
 

@@ -52,13 +52,22 @@ class Guest(Machine):
         ageing: int = 300,
         wait_us: int = 0,
         pair: int = 0,
+        coalesce_us: int = 0,
+        coalesce_packets: int = 64,
     ) -> None:
         self.network = network
         self.number = network.join(f"guest{len(network.members)}")
         self.address = mac(1 + self.number)
         self.header_size = header_size
         self.wire = WirePort(network, self.number, pair, source=source, ageing=ageing, wait_us=wait_us)
-        super().__init__(self.wire, offloads=int(features), header_size=header_size, mergeable=mergeable)
+        super().__init__(
+            self.wire,
+            offloads=int(features),
+            header_size=header_size,
+            mergeable=mergeable,
+            coalesce_us=coalesce_us,
+            coalesce_packets=coalesce_packets,
+        )
         self.pair.post()
         if source is not None:
             network.claim(self.number, source)

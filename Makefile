@@ -69,7 +69,7 @@ fuzz: $(DEBUG_VENV)/.built ## feed whatever reads headers with nonsense, each fo
 		$(DEBUG_VENV)/bin/python -m pytest --capture=sys -s tests/fuzz
 
 bench: setup-test $(VENV)/.built $(VENV)/.test-tools ## measure guestwire beside DPDK, into benchmarks/results
-	@$(AS_ROOT) $(CURDIR)/$(BIN)/python benchmarks/loopback.py $(BENCH_ARGUMENTS)
+	@$(AS_ROOT) $(CURDIR)/$(BIN)/python benchmarks/dpdk.py $(BENCH_ARGUMENTS)
 
 bench-tcp: setup-test $(VENV)/.built $(VENV)/.test-tools ## measure TCP of real guests beside their emulators' own TAP drivers
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/python benchmarks/tcp.py $(BENCH_ARGUMENTS)

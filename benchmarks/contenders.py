@@ -1,7 +1,6 @@
-"""The two backends that are compared, each with the same guest: testpmd with DPDK's virtio-user driver.
+"""Contenders: a backend and a guest that move frames, and what is counted of them in a window of time.
 
-Frames circulate: the guest sends on what it receives, and so does the backend. Both backends and both
-guests are up all the time, but only one pair is at work; a stopped one sleeps.
+All contenders of a case are up all the time, but only one of them is at work; the others sleep.
 """
 
 from __future__ import annotations
@@ -11,41 +10,65 @@ import ctypes
 import os
 import re
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from backend.process import Backend
+import backends
+from backends import Backend, Forwarded, Place, Program
+from case import BURST, CIRCULATING, WORKS, Case
+
+from guestwire.bench.cpus import CpuTime
 from peers.testpmd import Testpmd
-
-MEMORY_MIB = 64  # of each testpmd; its mbufs take 10 MiB
-BURST = 32
 
 _libc = ctypes.CDLL(None)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What is the same for both.
+class Contender(ABC):
+    """What takes part in a comparison.
 
-    Attributes:
-        mergeable: whether VIRTIO_NET_F_MRG_RXBUF is negotiated.
-        backend_cpu: where the backend polls.
-        guest_cpu: where the guest polls.
-        hugepages: whether DPDK uses them, for guest memory too.
-        circulating: frames on their way, in bursts of 32. Fewer than a ring's entries: the guest's driver
-            drops what finds its transmit ring full.
-        queue_size: entries of a ring.
-        mbufs: packet buffers of each testpmd.
+    Args:
+        name: in the results.
     """
 
-    mergeable: bool
-    backend_cpu: int
-    guest_cpu: int
-    hugepages: bool
-    circulating: int
-    queue_size: int = 256
-    mbufs: int = 4096
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def start(self, size: int) -> None:
+        """Let frames of this size move."""
+
+    @abstractmethod
+    def measure(self, seconds: float) -> dict[str, float]:
+        """Look at it for some seconds; return the figures, see `results.FIGURES`."""
+
+    @abstractmethod
+    def stop(self) -> dict[str, float]:
+        """Let no more frames move; return what is known only then."""
+
+
+class Process:
+    """A process, by the CPU time that it uses."""
+
+    def __init__(self, pid: int) -> None:
+        clock = ctypes.c_int()
+        # clock_getcpuclockid(3) is exact, where /proc counts ticks.
+        if number := _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):
+            raise OSError(number, os.strerror(number))
+        self._pid, self._clock = pid, clock.value
+
+    def cpu_time(self) -> CpuTime:
+        """Return what it has used so far."""
+        time_of = CpuTime.of_process(self._pid)
+        return CpuTime(time.clock_gettime(self._clock), time_of.queued, time_of.system, time_of.user)
+
+
+def cpu_share(used: CpuTime, seconds: float) -> float:
+    """Return the share that a process got of the CPU time that it could have used.
+
+    One that polls can use all of it. One that sleeps can use what it was ready for.
+    """
+    return max(used.run / seconds, used.run / max(used.run + used.queued, 1e-9))
 
 
 @dataclass(frozen=True)
@@ -54,131 +77,119 @@ class Sample:
 
     Attributes:
         seconds: when.
-        frames: that the guest has received.
-        guest_cycles: that the guest spent on them; polling in vain is not counted.
+        frames: that the receiving side has got.
+        guest_cycles: that the guest's driver spent on its own; polling in vain is not counted.
         backend_cycles: the same of the backend; None if it does not count them.
-        guest_cpu_seconds: CPU time of the guest's process.
-        backend_cpu_seconds: CPU time of the backend's process.
+        guest: CPU time of the guest's process.
+        backend: CPU time of the backend's process.
     """
 
     seconds: float
     frames: int
     guest_cycles: int
+    guest_frames: int
     backend_cycles: int | None
-    guest_cpu_seconds: float
-    backend_cpu_seconds: float
+    guest: CpuTime
+    backend: CpuTime
 
 
-class Contender:
-    """A backend and its guest.
+class Forwarding(Contender):
+    """A backend with testpmd for a guest.
 
     Args:
-        name: the backend's.
-        backend: its testpmd; None if it is another program, that sends back all by itself.
-        backend_pid: its process.
-        guest: the testpmd with the driver.
-        setup: how they were started.
-
-    Attributes:
-        tsc_mhz: what a cycle is; known after the first `sample`.
-        dpdk_version: of the guest.
+        name: in the results.
+        case: what they do.
+        backend: the backend.
+        guest: testpmd with a virtio-user port for each guest.
     """
 
-    def __init__(
-        self, name: str, backend: Testpmd | None, backend_pid: int, guest: Testpmd, setup: Setup
-    ) -> None:
-        self.name, self._backend, self._guest = name, backend, guest
-        self._bursts = setup.circulating // BURST
-        self._backend_clock, self._guest_clock = _cpu_clock(backend_pid), _cpu_clock(guest.pid)
-        self.tsc_mhz = 0
-        found = re.search(r"RTE Version: 'DPDK ([^']*)'", guest.output)
-        self.dpdk_version = found[1] if found else "unknown"
+    def __init__(self, name: str, case: Case, backend: Backend, guest: Testpmd) -> None:
+        super().__init__(name)
+        self._work, self._backend, self._guest = WORKS[case.work], backend, guest
+        self._processes = Process(guest.pid), Process(backend.pid)
+        self._mhz = 0
 
     def start(self, size: int) -> None:
-        """Let frames of this size circulate."""
-        if self._backend is not None:
-            self._backend.forward("io")
-        self._guest.command(f"set txpkts {size}")
-        self._guest.forward("io", first=self._bursts)
+        sides = [self._start_guest, self._backend.start]
+        if self._work.guest != "rxonly":  # who receives is there first
+            sides.reverse()
+        for side in sides:
+            side(size)
 
-    def stop(self) -> int:
+    def _start_guest(self, size: int) -> None:
+        self._guest.command(f"set txpkts {size}")
+        self._guest.forward(self._work.guest, first=CIRCULATING // BURST if self._work.circulates else 0)
+
+    def stop(self) -> dict[str, float]:
         """Stop; return how many frames did circulate. The next `start` throws them away."""
         said = self._guest.command("stop")
-        if self._backend is not None:
-            self._backend.command("stop")
-        received, sent = (int(n) for n in re.findall(r"[RT]X-packets: (\d+)", said)[:2])
-        return sent - received
+        self._backend.stop()
+        if not self._work.circulates:
+            return {}
+        totals = said.rpartition("Accumulated forward statistics")[2]
+        received, sent = (int(n) for n in re.findall(r"[RT]X-packets: (\d+)", totals)[:2])
+        return {"circulating": sent - received}
 
-    def sample(self) -> Sample:
-        """Read the counters."""
-        frames, guest_cycles = self._forwarded(self._guest)
+    def measure(self, seconds: float) -> dict[str, float]:
+        before = self._sample()
+        time.sleep(seconds)
+        after = self._sample()
+        return self._figures(before, after)
+
+    def _sample(self) -> Sample:
+        forwarded = Forwarded.of(self._guest)
+        self._mhz = forwarded.mhz
+        taken = self._backend.taken() if self._work.received_by == "backend" else forwarded.frames
+        guest, backend = (process.cpu_time() for process in self._processes)
         return Sample(
             seconds=time.monotonic(),
-            frames=frames,
-            guest_cycles=guest_cycles,
-            backend_cycles=self._forwarded(self._backend)[1] if self._backend is not None else None,
-            guest_cpu_seconds=time.clock_gettime(self._guest_clock),
-            backend_cpu_seconds=time.clock_gettime(self._backend_clock),
+            frames=taken,
+            guest_cycles=forwarded.cycles,
+            guest_frames=forwarded.frames,
+            backend_cycles=self._backend.busy_cycles(),
+            guest=guest,
+            backend=backend,
         )
 
-    def _forwarded(self, pmd: Testpmd) -> tuple[int, int]:
-        """Frames that testpmd has forwarded, and the cycles that this took."""
-        said = pmd.command("show fwd stats all")
-        found = re.search(r"total cycles=(\d+) / total io packets=(\d+)\) at (\d+) MHz", said)
-        if found is None:
-            raise SystemExit(f"no frames circulate with {self.name}; testpmd says:\n{said}")
-        self.tsc_mhz = int(found[3])
-        return int(found[2]), int(found[1])
-
-
-def _cpu_clock(pid: int) -> int:
-    """The clock of a process's CPU time (clock_getcpuclockid(3)): exact, where /proc counts ticks."""
-    clock = ctypes.c_int()
-    if number := _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):
-        raise OSError(number, os.strerror(number))
-    return clock.value
-
-
-def _testpmd(vdev: str, cpu: int, setup: Setup) -> Testpmd:
-    return Testpmd(
-        vdev,
-        arguments=[
-            *(f"--rxd={setup.queue_size}", f"--txd={setup.queue_size}"),
-            *(f"--total-num-mbufs={setup.mbufs}", "--record-core-cycles"),
-        ],
-        eal=["-v"],
-        hugepages=setup.hugepages,
-        memory_mib=MEMORY_MIB,
-        cores=[cpu],
-    )
-
-
-def _guest(path: Path, setup: Setup) -> Testpmd:
-    vdev = (
-        f"net_virtio_user0,path={path},mac=52:54:00:00:00:01,queues=1,queue_size={setup.queue_size},"
-        f"mrg_rxbuf={setup.mergeable:d},in_order=0,packed_vq=0"
-    )
-    return _testpmd(vdev, setup.guest_cpu, setup)
+    def _figures(self, before: Sample, after: Sample) -> dict[str, float]:
+        seconds = after.seconds - before.seconds
+        frames = max(1, after.frames - before.frames)
+        backend, guest = after.backend - before.backend, after.guest - before.guest
+        figures = {
+            "frames_per_second": round(frames / seconds),
+            "backend_share": round(cpu_share(backend, seconds), 3),
+            "guest_share": round(cpu_share(guest, seconds), 3),
+            "backend_cycles": round(backend.run * self._mhz * 1e6 / frames, 1),
+            "guest_cycles": round(
+                (after.guest_cycles - before.guest_cycles) / max(1, after.guest_frames - before.guest_frames),
+                1,
+            ),
+            "tsc_mhz": self._mhz,
+        }
+        if before.backend_cycles is not None and after.backend_cycles is not None:
+            figures["backend_busy_cycles"] = round((after.backend_cycles - before.backend_cycles) / frames, 1)
+        return figures
 
 
 @contextlib.contextmanager
-def guestwire(folder: Path, setup: Setup) -> Iterator[Contender]:
-    """``guestwire run --port echo``, with its worker on the backend's CPU."""
-    with (
-        Backend(folder, "echo", ["--cpus", str(setup.backend_cpu)]) as backend,
-        _guest(backend.socket, setup) as guest,
-    ):
-        guest.wait_for_link()
-        yield Contender("guestwire", None, backend.pid, guest, setup)
+def forwarding(
+    program: Program, driver: Program, case: Case, place: Place, ports: Mapping[str, str]
+) -> Iterator[Contender]:
+    """Have a backend and its guests up, connected.
 
-
-@contextlib.contextmanager
-def dpdk(folder: Path, setup: Setup) -> Iterator[Contender]:
-    """testpmd with net_vhost, forwarding as ``io`` on the backend's CPU."""
-    path = folder / "dpdk.sock"
+    Args:
+        program: the backend.
+        driver: the testpmd for the guests.
+        case: what they do.
+        place: where.
+        ports: what ports of guestwire have in braces.
+    """
     with (
-        _testpmd(f"net_vhost0,iface={path},queues=1", setup.backend_cpu, setup) as backend,
-        _guest(path, setup) as guest,
+        backends.running(program, case, place, dict(ports)) as backend,
+        backends.guest(driver, case, place) as guest,
     ):
-        guest.wait_for_link()
-        yield Contender("dpdk", backend, backend.pid, guest, setup)
+        for port in range(case.guests):
+            guest.wait_for_link(port)
+            if case.work == "wire":
+                guest.command(f"set eth-peer {port} {backends.MAC.format(port ^ 1)}")
+        yield Forwarding(program.name, case, backend, guest)

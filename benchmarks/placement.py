@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
-from guestwire.testing.images import cache_directory
+from guestwire.testing.packages import cache_directory
 
 SOURCE = Path(__file__).with_name("pingpong.c")
 NEAR_NS = 150.0

@@ -1,73 +1,108 @@
-"""What was measured: kept as JSON, summed up as tables."""
+"""What was measured: kept as JSON, summed up as medians and as ratios of medians."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from case import Case
 from placement import Placement
-from rich import box
-from rich.table import Table
 
-HEADINGS = (
-    *("frames", "buffers", "placement", "guestwire Mpps", "DPDK Mpps", "guestwire / DPDK"),
-    *("guestwire cycles", "DPDK cycles", "windows"),
-)
+PLACEMENTS: tuple[Placement, ...] = ("near", "far")
+"""Those whose windows are compared."""
+
+FIGURES = {
+    "frames_per_second": "that arrive at the receiving side",
+    "backend_cycles": "TSC cycles of the backend's CPU time for each frame, polling in vain included",
+    "backend_busy_cycles": "the same by the backend's own count, polling in vain left out",
+    "guest_cycles": "of the guest's driver and what it forwards with, by its own count",
+    "backend_share": "of the CPU time that the backend could have used",
+    "guest_share": "of the CPU time that the guest could have used",
+    "circulating": "frames that were on their way",
+    "tsc_mhz": "how many cycles a microsecond has",
+}
+"""What the numbers of a window are."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """One measurement of one backend.
+    """One measurement of one contender.
 
     Attributes:
-        pair: the number of the pair of windows, one for each backend, that it belongs to.
-        backend: "guestwire" or "dpdk".
+        round: its number; in each round every contender has its turn.
+        contender: by name.
         placement: of the two CPUs.
         round_trip_ns: a cache line's, before and after.
-        circulating: frames.
-        frames_per_second: around the loop.
-        backend_share: of its CPU that the backend got, and `guest_share` the guest.
-        backend_cycles: a frame, see README.md, and `guest_cycles`.
+        figures: by the names in `FIGURES`.
     """
 
-    pair: int
-    backend: str
+    round: int
+    contender: str
     placement: Placement
     round_trip_ns: tuple[float | None, float | None]
-    circulating: int
-    frames_per_second: float
-    backend_share: float
-    guest_share: float
-    backend_cycles: float
-    guest_cycles: float
+    figures: dict[str, float]
 
 
 @dataclass
 class Row:
-    """All windows of one configuration.
+    """All windows of one case.
 
     Attributes:
-        disturbed: windows that were thrown away, since a side did not get its CPU.
+        case: what was measured.
+        contenders: their names; the first is compared with each of the others.
+        windows: those in which all sides got their CPU.
+        disturbed: how many were thrown away, since a side did not.
+        skipped: why there are none.
     """
 
-    size: int
-    mergeable: bool
+    case: Case
+    contenders: Sequence[str]
     windows: list[Window] = field(default_factory=list)
     disturbed: int = 0
+    skipped: str = ""
 
-    def at(self, placement: Placement, backend: str) -> list[Window]:
-        """Return the windows of a backend at a placement."""
-        return [w for w in self.windows if (w.placement, w.backend) == (placement, backend)]
+    def values(self, placement: Placement, contender: str, figure: str) -> list[float]:
+        """Return a figure of all windows of a contender at a placement that have it."""
+        return [
+            w.figures[figure]
+            for w in self.windows
+            if (w.placement, w.contender) == (placement, contender) and figure in w.figures
+        ]
 
-    def ratios(self, placement: Placement) -> list[float]:
-        """Return guestwire's frames per second by DPDK's, for each pair at one placement."""
-        dpdk = {w.pair: w.frames_per_second for w in self.at(placement, "dpdk")}
-        ours = self.at(placement, "guestwire")
-        return [w.frames_per_second / dpdk[w.pair] for w in ours if w.pair in dpdk]
+    def median(self, placement: Placement, contender: str, figure: str) -> float | None:
+        """Return the median of these; None if there are none."""
+        values = self.values(placement, contender, figure)
+        return statistics.median(values) if values else None
+
+    def ratio(self, placement: Placement, other: str, figure: str) -> float | None:
+        """Return the first contender's median by that of another; None if one has none."""
+        ours, theirs = (self.median(placement, name, figure) for name in (self.contenders[0], other))
+        return ours / theirs if ours is not None and theirs else None
+
+    def ratios(self, placement: Placement, other: str, figure: str) -> list[float]:
+        """Return the same for each round in which both had a window at that placement."""
+        by_round = [
+            {
+                w.round: w.figures[figure]
+                for w in self.windows
+                if (w.placement, w.contender) == (placement, name) and figure in w.figures
+            }
+            for name in (self.contenders[0], other)
+        ]
+        ours, theirs = by_round
+        return [ours[number] / theirs[number] for number in ours if theirs.get(number)]
+
+    def pairs(self, placement: Placement) -> int:
+        """Return how many rounds at a placement have a window of every contender."""
+        seen: dict[int, set[str]] = {}
+        for window in self.windows:
+            if window.placement == placement:
+                seen.setdefault(window.round, set()).add(window.contender)
+        return sum(len(names) == len(self.contenders) for names in seen.values())
 
 
 @dataclass
@@ -91,55 +126,14 @@ class Results:
     def load(cls, path: Path) -> Self:
         """Read what `save` has written."""
         data = json.loads(path.read_text())
-        rows = [Row(**row | {"windows": [Window(**w) for w in row["windows"]]}) for row in data["rows"]]
+        rows = [
+            Row(**row | {"case": Case(**row["case"]), "windows": [Window(**w) for w in row["windows"]]})
+            for row in data["rows"]
+        ]
         return cls(data["about"], rows)
-
-    def lines(self) -> Iterator[tuple[str, ...]]:
-        """Yield the cells of a table: one line a configuration and placement that has windows of both."""
-        for row in self.rows:
-            placements: tuple[Placement, ...] = ("near", "far")
-            found = [_line(row, p) for p in placements if row.at(p, "guestwire") and row.at(p, "dpdk")]
-            yield from found or [(*_names(row), "-", *[""] * 6)]
-
-    def table(self) -> Table:
-        """Make a table for the terminal, 80 columns wide."""
-        table = Table(title="Mpps: median (smallest-largest)", box=box.SIMPLE_HEAD)
-        for heading in ("", "guestwire", "DPDK", "ratio", "cycles", "windows"):
-            table.add_column(heading, justify="right")
-        for size, buffers, placement, ours, theirs, ratio, *cycles, windows in self.lines():
-            rates = (cell.replace(" ", "\n") for cell in (ours, theirs, ratio))
-            table.add_row(f"{size}, {placement}\n{buffers}", *rates, "\n".join(cycles), windows)
-        return table
-
-    def markdown(self) -> str:
-        """Make the same for README.md."""
-        rule = ["---:"] * len(HEADINGS)
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADINGS, rule, *self.lines()))
 
 
 def _one_window_a_line(row: Row) -> str:
     windows = ",\n".join(f"  {json.dumps(asdict(window))}" for window in row.windows)
-    head = {"size": row.size, "mergeable": row.mergeable, "disturbed": row.disturbed}
+    head = {name: value for name, value in asdict(row).items() if name != "windows"}
     return f'{json.dumps(head)[:-1]}, "windows": [\n{windows}\n]}}'
-
-
-def _line(row: Row, placement: Placement) -> tuple[str, ...]:
-    ours, theirs = row.at(placement, "guestwire"), row.at(placement, "dpdk")
-    rates = [[w.frames_per_second / 1e6 for w in windows] for windows in (ours, theirs)]
-    ratio = statistics.median(rates[0]) / statistics.median(rates[1])
-    return (
-        *_names(row),
-        placement,
-        *(f"{statistics.median(rate):.1f} {_spread(rate, 1)}" for rate in rates),
-        f"{ratio:.2f} {_spread(row.ratios(placement), 2)}".strip(),
-        *(f"{statistics.median(w.backend_cycles for w in windows):.0f}" for windows in (ours, theirs)),
-        f"{len(ours)}+{len(theirs)}",
-    )
-
-
-def _names(row: Row) -> tuple[str, str]:
-    return str(row.size), "mergeable" if row.mergeable else "not mergeable"
-
-
-def _spread(values: Sequence[float], decimals: int) -> str:
-    return f"({min(values):.{decimals}f}-{max(values):.{decimals}f})" if values else ""

@@ -75,6 +75,7 @@ class Backend:
         namespace: the network namespace it runs in.
         sockets: what it will listen on, if not the one socket.
         wrapper: a command that runs it, such as one that takes rights from it.
+        command: the words that start guestwire, if not this one.
     """
 
     start_seconds = 10.0
@@ -88,12 +89,13 @@ class Backend:
         namespace: str | None = None,
         sockets: Sequence[Path] | None = None,
         wrapper: Sequence[str] = (),
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self.socket = folder / "guest.sock"
         self.log = folder / "backend.log"
         self.sockets = list(sockets) if sockets is not None else [self.socket]
         self._namespace = namespace
-        self._wrapper = wrapper
+        self._wrapper, self._command = wrapper, command
         self._environment = {"GUESTWIRE_RUNTIME_DIRECTORY": str(folder / "run")}
         self._arguments = list(arguments)
         if port is not None:
@@ -102,7 +104,7 @@ class Backend:
 
     def _start(self) -> subprocess.Popen[bytes]:
         return processes.spawn(
-            [*self._wrapper, *COMMAND, "run", *self._arguments],
+            [*self._wrapper, *self._command, "run", *self._arguments],
             self.log,
             namespace=self._namespace,
             environment=self._environment,
@@ -145,7 +147,7 @@ class Backend:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another guestwire command with the same runtime directory."""
         return subprocess.run(
-            [*COMMAND, *arguments],
+            [*self._command, *arguments],
             env={**os.environ, **self._environment},
             capture_output=True,
             text=True,

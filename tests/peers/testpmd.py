@@ -63,6 +63,8 @@ class Testpmd:
         memory_mib: how much memory, of whatever kind.
         cores: processors, one for each forwarding thread; the last one that we may use if None.
         timeout: seconds to wait for whatever testpmd should say.
+        program: the words that start it, before its own arguments.
+        namespace: the network namespace it runs in, by name; ours if None.
 
     Attributes:
         output: all that it has said, without carriage returns.
@@ -81,6 +83,8 @@ class Testpmd:
         memory_mib: int = 128,
         cores: Sequence[int] | None = None,
         timeout: float = 30.0,
+        program: Sequence[str] = (BINARY,),
+        namespace: str | None = None,
     ) -> None:
         self.hugepages = has_hugepages(memory_mib) if hugepages is None else hugepages
         self.prefix = f"guestwire-{os.getpid()}-{next(_serials)}"
@@ -95,7 +99,8 @@ class Testpmd:
         devices = [argument for vdev in vdevs for argument in ("--vdev", vdev)]
         self._command = [
             *("setpriv", "--pdeathsig", "KILL", "--"),
-            *(BINARY, "--lcores", lcores, "--no-pci", "--no-telemetry"),
+            *(("ip", "netns", "exec", namespace) if namespace else ()),
+            *(*program, "--lcores", lcores, "--no-pci", "--no-telemetry"),
             *("--file-prefix", self.prefix, *memory, *devices, *eal),
             *("--", "-i", f"--nb-cores={len(cores)}", "--total-num-mbufs=16384", *arguments),
         ]

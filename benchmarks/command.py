@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from sheet import Sheet
+
 from guestwire.errors import GuestwireError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -60,6 +63,15 @@ def end_well() -> None:
         os._exit(143)  # pyroute2 forks helpers, and ends them so: they have nothing to clean up
 
     signal.signal(signal.SIGTERM, end)
+
+
+def show(sheets: Iterable[Sheet], console: Console, *, markdown: bool) -> None:
+    """Print tables."""
+    for sheet in sheets:
+        if markdown:
+            print(f"{sheet.title}\n\n{sheet.markdown()}\n")
+        else:
+            console.print(sheet.terminal())
 
 
 def run(main: Callable[[], None]) -> None:

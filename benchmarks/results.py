@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from case import Case
+from kept import save
 from placement import Placement
 
 PLACEMENTS: tuple[Placement, ...] = ("near", "far")
@@ -18,12 +19,18 @@ PLACEMENTS: tuple[Placement, ...] = ("near", "far")
 FIGURES = {
     "frames_per_second": "that arrive at the receiving side",
     "backend_cycles": "TSC cycles of the backend's CPU time for each frame, polling in vain included",
-    "backend_busy_cycles": "the same by the backend's own count, polling in vain left out",
+    "backend_ns": "the same in nanoseconds",
+    "backend_busy_cycles": "cycles by the backend's own count, polling in vain left out",
     "guest_cycles": "of the guest's driver and what it forwards with, by its own count",
     "backend_share": "of the CPU time that the backend could have used",
     "guest_share": "of the CPU time that the guest could have used",
+    "backend_system_share": "of the backend's CPU time, in the kernel",
+    "backend_softirq": "share of its CPU that went to softirqs, whoever they interrupted; so `guest_softirq`",
+    "offered_per_second": "frames that the generator sent",
+    "round_trip_p50_ns": "of single frames, as the driver sees it; so `round_trip_p99_ns`, of `trips`",
+    "backend_cpu_seconds_per_second": "with nothing to do",
+    "bytes_per_second": "that arrive, or are copied",
     "circulating": "frames that were on their way",
-    "tsc_mhz": "how many cycles a microsecond has",
 }
 """What the numbers of a window are."""
 
@@ -116,11 +123,15 @@ class Results:
     about: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
 
+    def complete(self, older: Results) -> None:
+        """Take over the rows of an older run of the same build that this one did not measure."""
+        measured = {row.case for row in self.rows if row.windows}
+        kept = [row for row in older.rows if row.case not in measured]
+        self.rows = kept + [row for row in self.rows if row.windows or row.case not in {k.case for k in kept}]
+
     def save(self, path: Path) -> None:
         """Write it as JSON, a window a line."""
-        rows = ",\n".join(_one_window_a_line(row) for row in self.rows)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'{{"about": {json.dumps(self.about, indent=1)},\n"rows": [\n{rows}\n]}}\n')
+        save(path, self.about, self.rows)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -131,9 +142,3 @@ class Results:
             for row in data["rows"]
         ]
         return cls(data["about"], rows)
-
-
-def _one_window_a_line(row: Row) -> str:
-    windows = ",\n".join(f"  {json.dumps(asdict(window))}" for window in row.windows)
-    head = {name: value for name, value in asdict(row).items() if name != "windows"}
-    return f'{json.dumps(head)[:-1]}, "windows": [\n{windows}\n]}}'

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import os
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
+import command
 from machine import machine, numbers, two_cpus, versions
 from placement import PingPong, label
 from rich.console import Console
@@ -27,10 +26,8 @@ from rich.status import Status
 from tcp_contenders import Contender, Guestwire, Kind, OwnTap, Setup
 from tcp_results import DIRECTIONS, Results, Row
 
-from guestwire.errors import GuestwireError
 from guestwire.testing import images
 
-HERE = Path(__file__).resolve().parent
 NAMES = {"qemu": "QEMU (TCG)", "uml": "User-Mode Linux"}
 XDP = "xdp:{},mode=direct,offloads="
 COMPARED = {
@@ -71,38 +68,23 @@ def measure_row(name: str, setup: Setup, rounds: int, ping: PingPong, status: St
     return row
 
 
-def rows(text: str) -> tuple[str, ...]:
-    """Read the option that names rows."""
-    names = tuple(text.split(","))
-    if unknown := set(names) - set(ROWS):
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    return names
-
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "--quick": {"action": "store_true", "help": "2 rounds of 2 s"},
     "--rounds": {"type": int, "default": 5, "help": "windows of each contender in each direction"},
     "--seconds": {"type": float, "default": 4.0, "help": "length of a window"},
-    "--rows": {"type": rows, "default": ",".join(ROWS), "help": "what to compare"},
+    "--rows": {"type": command.choice(ROWS), "default": ",".join(ROWS), "help": "what to compare"},
     "--cpus": {"type": numbers, "help": "the host side's and the guest's; if not given the first two"},
     "--output": {"type": Path, "help": "if not given results/tcp-DATE.json, with --quick nowhere"},
-    "--show": {"type": Path, "metavar": "RESULTS", "help": "measure nothing, show older results"},
-    "--markdown": {"action": "store_true", "help": "show the table as README.md has it"},
+    **command.SHOWING,
 }
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="TCP of real guests: guestwire beside the emulators' own TAP drivers",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for name, option in OPTIONS.items():
-        parser.add_argument(name, **option)
-    parsed = parser.parse_args()
+    parsed = command.parse("TCP of real guests: guestwire beside the emulators' own TAP drivers", OPTIONS)
     if parsed.quick:
         parsed.rounds, parsed.seconds = 2, 2.0
     elif parsed.output is None:
-        parsed.output = HERE / "results" / f"tcp-{datetime.date.today().isoformat()}.json"
+        parsed.output = command.results_file("tcp")
     return parsed
 
 
@@ -129,18 +111,6 @@ def measure(arguments: argparse.Namespace, console: Console) -> Results:
     return results
 
 
-def end_well() -> None:
-    """Have a signal that ends us end what we have started, too."""
-    us = os.getpid()
-
-    def end(*_: object) -> None:
-        if os.getpid() == us:
-            sys.exit(143)
-        os._exit(143)  # pyroute2 forks helpers, and ends them so: they have nothing to clean up
-
-    signal.signal(signal.SIGTERM, end)
-
-
 def main() -> None:
     arguments = parse()
     console = Console()
@@ -148,21 +118,13 @@ def main() -> None:
         results = Results.load(arguments.show)
     else:
         images.installed("iperf3")
-        end_well()
+        command.end_well()
         results = measure(arguments, console)
         if arguments.output is not None:
             results.save(arguments.output)
             console.print(f"saved {arguments.output}")
-    if arguments.markdown:
-        print(results.markdown())
-    else:
-        console.print(results.table())
+    command.show([results.sheet()], console, markdown=arguments.markdown)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except GuestwireError as error:
-        sys.exit(f"{error}\n{error.remedy or ''}".rstrip())
+    command.run(main)

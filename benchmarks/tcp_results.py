@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from kept import save
 from placement import Placement
-from rich import box
-from rich.table import Table
+from sheet import Sheet, with_spread
 
 HEADINGS = (
     *("guest", "contender", "direction", "Gbit/s", "ratio", "host CPU s/GiB"),
@@ -88,9 +88,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, a window a line."""
-        rows = ",\n".join(_one_window_a_line(row) for row in self.rows)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'{{"about": {json.dumps(self.about, indent=1)},\n"rows": [\n{rows}\n]}}\n')
+        save(path, self.about, self.rows)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -112,19 +110,9 @@ class Results:
                     if row.of(contender, direction):
                         yield _line(row, contender, direction)
 
-    def table(self) -> Table:
-        """Make a table for the terminal."""
-        table = Table(title="TCP: medians (smallest-largest)", box=box.SIMPLE_HEAD)
-        for number, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="left" if number < 3 else "right")
-        for line in self.lines():
-            table.add_row(*line)
-        return table
-
-    def markdown(self) -> str:
-        """Make the same for README.md."""
-        rule = ["---"] * 3 + ["---:"] * (len(HEADINGS) - 3)
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADINGS, rule, *self.lines()))
+    def sheet(self) -> Sheet:
+        """Make the table."""
+        return Sheet("TCP: medians (smallest-largest)", HEADINGS, 3, list(self.lines()))
 
 
 def _line(row: Row, contender: str, direction: str) -> tuple[str, ...]:
@@ -145,7 +133,7 @@ def _line(row: Row, contender: str, direction: str) -> tuple[str, ...]:
         row.guest,
         contender,
         WORDS[direction],
-        f"{statistics.median(rates):.2f} ({min(rates):.2f}-{max(rates):.2f})",
+        with_spread(rates, 2),
         ratio,
         host,
         _median(windows, lambda w: w.cpu_seconds_a_gibibyte("guest"), 2),
@@ -156,9 +144,3 @@ def _line(row: Row, contender: str, direction: str) -> tuple[str, ...]:
 
 def _median(windows: list[Window], value: Callable[[Window], float], decimals: int) -> str:
     return f"{statistics.median(value(w) for w in windows):,.{decimals}f}"
-
-
-def _one_window_a_line(row: Row) -> str:
-    windows = ",\n".join(f"  {json.dumps(asdict(window))}" for window in row.windows)
-    head = {"guest": row.guest, "contenders": row.contenders, "features": row.features}
-    return f'{json.dumps(head)[:-1]}, "windows": [\n{windows}\n]}}'

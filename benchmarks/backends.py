@@ -11,8 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import frames
 from case import WORKS, Case
 
 from backend.process import Backend as GuestwireProcess
@@ -42,7 +43,7 @@ class Program:
     """
 
     name: str
-    kind: Literal["guestwire", "dpdk"]
+    kind: Literal["guestwire", "dpdk", "memcpy"]
     command: tuple[str, ...] = (sys.executable, "-m", "guestwire")
 
 
@@ -89,7 +90,7 @@ class Forwarded:
     def of(cls, pmd: Testpmd) -> Forwarded:
         """Ask it."""
         said = pmd.command("show fwd stats all")
-        found = re.search(r"total cycles=(\d+) / total \w+ packets=(\d+)\) at (\d+) MHz", said)
+        found = re.search(r"(?:total|busy) cycles=(\d+) / total \w+ packets=(\d+)\) at (\d+) MHz", said)
         if found is None:
             raise NotMeasured("no frames move")
         return cls(int(found[2]), int(found[1]), int(found[3]))
@@ -165,55 +166,69 @@ class Dpdk(Backend):
         return Forwarded.of(self._pmd).cycles
 
 
-def testpmd(
-    program: Program, vdevs: Sequence[str], cpu: int, case: Case, place: Place, **options: Any
+def testpmd_memory_mib(case: Case) -> int:
+    """Return how much memory a testpmd gets."""
+    return MEMORY_MIB * -(-case.rings * case.queue_size // ENTRIES_PER_MBUFS)
+
+
+def _testpmd(
+    program: Program,
+    vdevs: Sequence[str],
+    case: Case,
+    place: Place,
+    *,
+    cpu: int,
+    paired: bool,
+    namespace: str | None = None,
 ) -> Testpmd:
-    """Return a testpmd that polls on one CPU, with a queue pair of each port for each of the case's."""
-    enough = -(-case.rings * case.queue_size // ENTRIES_PER_MBUFS)
+    """Return a testpmd that polls on one CPU, with as many queue pairs of each port as the case has."""
+    many = -(-case.rings * case.queue_size // ENTRIES_PER_MBUFS)
     return Testpmd(
         *vdevs,
         arguments=[
             *(f"--rxd={case.queue_size}", f"--txd={case.queue_size}"),
             *(f"--rxq={case.queue_pairs}", f"--txq={case.queue_pairs}"),
-            *(f"--total-num-mbufs={MBUFS * enough}", "--record-core-cycles"),
-            # One guest has its frames back; two on a wire send to each other.
-            f"--port-topology={'paired' if case.work in {'wire'} else 'loop'}",
+            *(f"--total-num-mbufs={MBUFS * many}", "--record-core-cycles"),
+            f"--port-topology={'paired' if paired else 'loop'}",
         ],
         hugepages=place.hugepages,
-        memory_mib=MEMORY_MIB * enough,
+        memory_mib=testpmd_memory_mib(case),
         cores=[cpu],
         program=program.command,
-        **options,
+        namespace=namespace,
     )
 
 
 @contextlib.contextmanager
-def running(program: Program, case: Case, place: Place, ports: dict[str, str]) -> Iterator[Backend]:
-    """Have a backend serve the case's guests.
-
-    Args:
-        program: which.
-        case: what they do.
-        place: where.
-        ports: what ports of guestwire have in braces.
-    """
+def running(program: Program, case: Case, place: Place) -> Iterator[Backend]:
+    """Have a backend serve the case's guests."""
     if program.kind == "guestwire":
-        with _guestwire(program, case, place, ports) as process:
+        with _guestwire(program, case, place) as process:
             yield Guestwire(process, case.guests)
     else:
         vdevs = [
             f"net_vhost{number},iface={socket},queues={case.queue_pairs}"
             for number, socket in enumerate(place.sockets(case))
         ]
-        with testpmd(program, vdevs, place.backend_cpu, case, place, namespace=place.namespace) as pmd:
-            yield Dpdk(pmd, WORKS[case.work].backend)
+        work = WORKS[case.work]
+        if work.interface:
+            vdevs.append(f"net_af_xdp0,iface={place.interface},start_queue=0,queue_count=1")
+        with _testpmd(
+            program,
+            vdevs,
+            case,
+            place,
+            cpu=place.backend_cpu,
+            paired=work.paired or work.interface,
+            namespace=place.namespace,
+        ) as pmd:
+            yield Dpdk(pmd, work.backend)
 
 
 @contextlib.contextmanager
-def _guestwire(
-    program: Program, case: Case, place: Place, ports: dict[str, str]
-) -> Iterator[GuestwireProcess]:
-    port = WORKS[case.work].port.format(interface=place.interface, **ports)
+def _guestwire(program: Program, case: Case, place: Place) -> Iterator[GuestwireProcess]:
+    capture = frames.capture(place.folder, case.size) if case.work == "source" else ""
+    port = WORKS[case.work].port.format(interface=place.interface, capture=capture)
     tables = [
         f"[[guest]]\nname = {json.dumps(socket.stem)}\nsocket_path = {json.dumps(str(socket))}\n"
         f"port = {json.dumps(port)}\nqueue_pairs = {case.queue_pairs}\ncpus = [{place.backend_cpu}]\n"
@@ -239,7 +254,7 @@ def guest(program: Program, case: Case, place: Place) -> Testpmd:
         f"packed_vq={case.ring == 'packed':d}"
         for number, socket in enumerate(place.sockets(case))
     ]
-    return testpmd(program, vdevs, place.guest_cpu, case, place)
+    return _testpmd(program, vdevs, case, place, cpu=place.guest_cpu, paired=WORKS[case.work].paired)
 
 
 def dpdk_version(command: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import backends
@@ -101,10 +101,19 @@ class Forwarding(Contender):
         case: what they do.
         backend: the backend.
         guest: testpmd with a virtio-user port for each guest.
+        far_end: counts what arrives there, if frames do.
     """
 
-    def __init__(self, name: str, case: Case, backend: Backend, guest: Testpmd) -> None:
+    def __init__(
+        self,
+        name: str,
+        case: Case,
+        backend: Backend,
+        guest: Testpmd,
+        far_end: Callable[[], int] | None = None,
+    ) -> None:
         super().__init__(name)
+        self._far_end = far_end
         self._work, self._backend, self._guest = WORKS[case.work], backend, guest
         self._processes = Process(guest.pid), Process(backend.pid)
         self._mhz = 0
@@ -139,7 +148,10 @@ class Forwarding(Contender):
     def _sample(self) -> Sample:
         forwarded = Forwarded.of(self._guest)
         self._mhz = forwarded.mhz
-        taken = self._backend.taken() if self._work.received_by == "backend" else forwarded.frames
+        if self._far_end is not None and self._work.received_by == "far end":
+            taken = self._far_end()
+        else:
+            taken = self._backend.taken() if self._work.received_by == "backend" else forwarded.frames
         guest, backend = (process.cpu_time() for process in self._processes)
         return Sample(
             seconds=time.monotonic(),
@@ -159,12 +171,13 @@ class Forwarding(Contender):
             "frames_per_second": round(frames / seconds),
             "backend_share": round(cpu_share(backend, seconds), 3),
             "guest_share": round(cpu_share(guest, seconds), 3),
+            "backend_system_share": round(backend.system / max(backend.user + backend.system, 1e-9), 3),
             "backend_cycles": round(backend.run * self._mhz * 1e6 / frames, 1),
             "guest_cycles": round(
                 (after.guest_cycles - before.guest_cycles) / max(1, after.guest_frames - before.guest_frames),
                 1,
             ),
-            "tsc_mhz": self._mhz,
+            "backend_ns": round(backend.run * 1e9 / frames, 1),
         }
         if before.backend_cycles is not None and after.backend_cycles is not None:
             figures["backend_busy_cycles"] = round((after.backend_cycles - before.backend_cycles) / frames, 1)
@@ -173,8 +186,12 @@ class Forwarding(Contender):
 
 @contextlib.contextmanager
 def forwarding(
-    program: Program, driver: Program, case: Case, place: Place, ports: Mapping[str, str]
-) -> Iterator[Contender]:
+    program: Program,
+    driver: Program,
+    case: Case,
+    place: Place,
+    far_end: Callable[[], int] | None = None,
+) -> Iterator[Forwarding]:
     """Have a backend and its guests up, connected.
 
     Args:
@@ -182,14 +199,14 @@ def forwarding(
         driver: the testpmd for the guests.
         case: what they do.
         place: where.
-        ports: what ports of guestwire have in braces.
+        far_end: counts what arrives there, if frames do.
     """
     with (
-        backends.running(program, case, place, dict(ports)) as backend,
+        backends.running(program, case, place) as backend,
         backends.guest(driver, case, place) as guest,
     ):
         for port in range(case.guests):
             guest.wait_for_link(port)
-            if case.work == "wire":
+            if WORKS[case.work].paired:
                 guest.command(f"set eth-peer {port} {backends.MAC.format(port ^ 1)}")
-        yield Forwarding(program.name, case, backend, guest)
+        yield Forwarding(program.name, case, backend, guest, far_end)

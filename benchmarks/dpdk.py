@@ -22,22 +22,27 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 import command
 import contenders
-import frames
 import hugepages
-from backends import MEMORY_MIB, NotMeasured, Place, Program, dpdk_version
-from case import SCENARIOS, Case, RingLayout, Sweep, cases
+import own_driver
+import report
+from backends import NotMeasured, Place, Program, dpdk_version, testpmd_memory_mib
+from case import SCENARIOS, WORKS, Case, RingLayout, Sweep, cases
 from machine import machine, numbers, two_cpus, versions
 from measurement import Method, measure
+from newest_dpdk import newest_testpmd
 from placement import PingPong
 from results import Results, Row
 from rich.console import Console
 from tables import sheets
+from veth import over_veth
 
-from guestwire.errors import GuestwireError
+from guestwire.errors import GuestwireError, HostError
 from peers import testpmd
 
 LAYOUTS: tuple[RingLayout, ...] = ("split", "packed")
-DPDK = ("22.11", "none")
+WIDTH = 180  # of a table in a file
+REPORTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
+DPDK = ("installed", "newest", "both", "none")
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--scenarios": {
@@ -48,7 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--rings": {"type": command.choice(LAYOUTS), "default": ",".join(LAYOUTS), "help": "layouts of rings"},
     "--sizes": {"type": numbers, "default": "64,1500", "help": "bytes of a frame"},
     "--mergeable": {"type": numbers, "default": "1,0", "help": "receive buffers of loop: 0, 1 or both"},
-    "--dpdk": {"choices": DPDK, "default": "22.11", "help": "which DPDK"},
+    "--dpdk": {"choices": DPDK, "default": "both", "help": "the installed one, Debian's newest, or both"},
     "--other": {"type": Path, "metavar": "GUESTWIRE", "help": "another build of guestwire to take part"},
     "--pairs": {"type": int, "default": 7, "help": "windows of each contender at one placement"},
     "--seconds": {"type": float, "default": 1.0, "help": "length of a window"},
@@ -58,6 +63,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--least-share": {"type": float, "default": 0.95, "help": "of its CPU that each side must get"},
     "--cpus": {"type": numbers, "help": "the backend's and the guest's; if not given the first two"},
     "--output": {"type": Path, "help": "if not given results/dpdk-DATE.json, with --quick nowhere"},
+    "--picture": {"type": Path, "metavar": "FILE", "help": "write a picture, an SVG document"},
+    "--report": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "where the report goes, by default docs/benchmarks",
+    },
+    "--resume": {"action": "store_true", "help": "keep what --output has of other rows"},
     **command.SHOWING,
 }
 
@@ -66,19 +78,39 @@ def parse() -> argparse.Namespace:
     parsed = command.parse("guestwire beside DPDK", OPTIONS)
     if parsed.quick:
         parsed.pairs, parsed.seconds, parsed.patience = 3, 0.5, 10.0
-    elif parsed.output is None:
+    elif parsed.output is None and parsed.show is None:
         parsed.output = command.results_file("dpdk")
+        parsed.report = parsed.report or REPORTS
     return parsed
 
 
-def programs(arguments: argparse.Namespace) -> list[Program]:
+def programs(arguments: argparse.Namespace, console: Console, tell: Callable[[str], None]) -> list[Program]:
     """Return what is compared: guestwire, which is compared with each of the others."""
     found = [Program("guestwire", "guestwire")]
     if arguments.other is not None:
         found.append(Program("other", "guestwire", (str(arguments.other.absolute()),)))
-    if arguments.dpdk != "none":
-        found.append(Program("DPDK", "dpdk", (testpmd.BINARY,)))
+    commands: list[tuple[str, ...]] = []
+    if arguments.dpdk in {"installed", "both"}:
+        commands.append((testpmd.BINARY,))
+    if arguments.dpdk in {"newest", "both"}:
+        try:
+            commands.append(newest_testpmd(tell))
+        except HostError as error:
+            if arguments.dpdk == "newest":
+                raise
+            console.print(f"without a newer DPDK: {error}")
+    found += [Program(f"DPDK {dpdk_version(command)}", "dpdk", command) for command in commands]
     return found
+
+
+MAKERS = {
+    **dict.fromkeys(WORKS, contenders.forwarding),
+    **{name: over_veth for name, work in WORKS.items() if work.interface},
+    "round trip": own_driver.round_trips,
+    "idle": own_driver.idle,
+    "large frames": own_driver.large_frames,
+}
+"""What puts a contender together, for each kind of work."""
 
 
 class Run:
@@ -86,13 +118,19 @@ class Run:
 
     Args:
         arguments: the command's.
+        programs: what is compared, the first with each of the others.
         results: what it goes into.
         tell: is told what is going on.
     """
 
-    def __init__(self, arguments: argparse.Namespace, results: Results, tell: Callable[[str], None]) -> None:
-        self._arguments, self._results, self._tell = arguments, results, tell
-        self._programs = programs(arguments)
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        programs: Sequence[Program],
+        results: Results,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._programs, self._results, self._tell = list(programs), results, tell
         self._driver = Program("driver", "dpdk", (testpmd.BINARY,))
         self._cpus = two_cpus(arguments.cpus)
         self._ping = PingPong(self._cpus)
@@ -102,7 +140,7 @@ class Run:
     def all(self, groups: Sequence[Sequence[Case]]) -> None:
         """Measure all cases; those of a group have their contenders in common."""
         for group in groups:
-            rows = [Row(case, [program.name for program in self._programs]) for case in group]
+            rows = [Row(case, [program.name for program in self._taking_part(case)]) for case in group]
             self._results.rows += rows
             if time.monotonic() > self._end:
                 for row in rows:
@@ -112,23 +150,30 @@ class Run:
                 self._group(rows)
             except (AssertionError, GuestwireError, NotMeasured, TimeoutError) as error:
                 # What cannot be measured, or not by this build, is no reason to lose the rest.
+                print(f"{group[0].scenario}, {group[0].described()}: {error}", file=sys.stderr)
                 for row in rows:
                     row.skipped = row.skipped or str(error).strip().partition("\n")[0]
+
+    def _taking_part(self, case: Case) -> list[Program]:
+        if case.work != "large frames":
+            return self._programs
+        # testpmd's frames are shorter; memcpy is the measure there.
+        return [*(p for p in self._programs if p.kind == "guestwire"), Program("memcpy", "memcpy", ())]
 
     def _group(self, rows: Sequence[Row]) -> None:
         case = rows[0].case
         self._tell(f"{case.scenario}, {case.described()}: starting")
-        memory = sum(2 if program.kind == "dpdk" else 1 for program in self._programs) * MEMORY_MIB
+        programs = self._taking_part(case)
+        memory = 2 * len(programs) * testpmd_memory_mib(case)
         with contextlib.ExitStack() as stack:
             huge = stack.enter_context(hugepages.reserved(memory))
             self._results.about["machine"]["hugepages"] = huge
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="guestwire-")))
-            ports = {"capture": str(frames.capture(folder, case.size))}
             taking_part = []
-            for number, program in enumerate(self._programs):
+            for number, program in enumerate(programs):
                 place = Place(folder / str(number), *self._cpus, huge)
                 place.folder.mkdir()
-                contender = contenders.forwarding(program, self._driver, case, place, ports)
+                contender = MAKERS[case.work](program, self._driver, case, place)
                 taking_part.append(stack.enter_context(contender))
             for row in rows:
                 measure(row, taking_part, self._ping, self._method, self._tell)
@@ -141,7 +186,7 @@ def describe(arguments: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "guestwire beside DPDK",
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
-        "versions": versions() | {"dpdk": dpdk_version([testpmd.BINARY])},
+        "versions": versions() | {"driver": f"DPDK {dpdk_version([testpmd.BINARY])}"},
         "method": {
             "backend_cpu": backend_cpu,
             "guest_cpu": guest_cpu,
@@ -150,27 +195,36 @@ def describe(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measured(arguments: argparse.Namespace, console: Console) -> Results:
+    """Measure, and keep the results; those so far if we are interrupted."""
+    if shutil.which(testpmd.BINARY) is None:
+        raise SystemExit(f"{testpmd.BINARY} is not installed: apt-get install dpdk-dev")
+    command.end_well()
+    sweep = Sweep(arguments.sizes, arguments.rings, [bool(each) for each in arguments.mergeable])
+    results = Results(describe(arguments))
+    with console.status("starting") as status:
+        compared = programs(arguments, console, status.update)
+        try:
+            Run(arguments, compared, results, status.update).all(cases(arguments.scenarios, sweep))
+        except KeyboardInterrupt:
+            console.print("interrupted: what was measured so far follows")
+    if arguments.resume and arguments.output.exists():
+        results.complete(Results.load(arguments.output))
+    if arguments.output is not None:
+        results.save(arguments.output)
+        console.print(f"saved {arguments.output}")
+    return results
+
+
 def main() -> None:
     arguments = parse()
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    if arguments.show is not None:
-        results = Results.load(arguments.show)
-    else:
-        if shutil.which(testpmd.BINARY) is None:
-            raise SystemExit(f"{testpmd.BINARY} is not installed: apt-get install dpdk-dev")
-        command.end_well()
-        results = Results(describe(arguments))
-        sweep = Sweep(arguments.sizes, arguments.rings, [bool(each) for each in arguments.mergeable])
-        with console.status("starting") as status:
-            Run(arguments, results, status.update).all(cases(arguments.scenarios, sweep))
-        if arguments.output is not None:
-            results.save(arguments.output)
-            console.print(f"saved {arguments.output}")
-    for sheet in sheets(results):
-        if arguments.markdown:
-            print(f"{sheet.title}\n\n{sheet.markdown()}\n")
-        else:
-            console.print(sheet.terminal())
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    results = Results.load(arguments.show) if arguments.show is not None else measured(arguments, console)
+    if arguments.report is not None:
+        console.print(f"saved {report.write(results, arguments.report)}")
+    if arguments.picture is not None:
+        arguments.picture.write_text(report.picture(results), encoding="utf-8")
+    command.show(sheets(results), console, markdown=arguments.markdown)
 
 
 if __name__ == "__main__":

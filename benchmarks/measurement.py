@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from case import WORKS
 from contenders import Contender
 from placement import PingPong, label
 from results import PLACEMENTS, Row, Window
@@ -14,8 +15,6 @@ from results import PLACEMENTS, Row, Window
 SETTLE_SECONDS = 0.25
 OVERHEAD_SECONDS = 0.35
 """What a window takes besides: testpmd's commands, and the looks at the placement."""
-
-SHARES = ("backend_share", "guest_share")
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ def _window(row: Row, contender: Contender, number: int, ping: PingPong, method:
     figures = contender.measure(method.seconds)
     after = ping.round_trip_ns()
     figures |= contender.stop()
-    if min(figures.get(share, 1.0) for share in SHARES) < method.least_share:
+    polling = WORKS[row.case.work].polling
+    if min((figures.get(f"{side}_share", 1.0) for side in polling), default=1.0) < method.least_share:
         return None
     return Window(number, contender.name, label(before, after), (before, after), figures)

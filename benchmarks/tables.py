@@ -3,23 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from case import Case
 from placement import Placement
 from results import PLACEMENTS, Results, Row
 from sheet import Sheet, spread, with_spread
 
+
+@dataclass(frozen=True)
+class Column:
+    """How a figure is written, of both and as a ratio.
+
+    Attributes:
+        figure: its name.
+        unit: of what is written.
+        decimals: as many.
+        scale: what the figure is multiplied by.
+        brief: whether the medians are enough.
+    """
+
+    figure: str
+    unit: str
+    decimals: int
+    scale: float = 1.0
+    brief: bool = False
+
+
 RATES = (
-    *("scenario", "rings", "bytes", "placement", "beside", "guestwire Mpps", "its Mpps", "ratio"),
-    *("guestwire cycles", "its cycles", "ratio", "its busy cycles", "windows"),
+    Column("frames_per_second", "Mpps", 2, 1e-6),
+    Column("backend_cycles", "cycles", 0, brief=True),
 )
+TRIPS = (
+    Column("round_trip_p50_ns", "p50 µs", 2, 1e-3),
+    Column("round_trip_p99_ns", "p99 µs", 2, 1e-3),
+)
+LARGE = (Column("bytes_per_second", "GB/s", 2, 1e-9),)
+IDLE = (Column("backend_cpu_seconds_per_second", "CPU ms/s", 2, 1e3),)
+
+HEAD = ("scenario", "rings", "bytes", "placement", "beside")
+MAIN = RATES[1].figure
 
 
 def sheets(results: Results) -> list[Sheet]:
     """Return all tables that have lines."""
-    rates = Sheet("frames: median (smallest-largest)", RATES, 5)
-    for row in results.rows:
-        rates.lines += _rate_lines(row)
-    return [sheet for sheet in (rates,) if sheet.lines]
+    kinds = (
+        ("Frames: median (smallest-largest)", RATES),
+        ("Round trips of single frames", TRIPS),
+        ("Large frames from guest to guest, and memcpy", LARGE),
+        ("With nothing to do", IDLE),
+    )
+    made = [
+        _beside(title, columns, [row for row in results.rows if _kind(row) is columns])
+        for title, columns in kinds
+    ]
+    made += [_growth(results.rows), _kernel(results.rows), _missing(results.rows)]
+    return [sheet for sheet in made if sheet.lines]
+
+
+def _kind(row: Row) -> Sequence[Column]:
+    """Return the figures that a row is about."""
+    special = {"round trip": TRIPS, "large frames": LARGE, "idle": IDLE}
+    return special.get(row.case.work, RATES)
 
 
 def compared(row: Row) -> Iterator[tuple[Placement, str]]:
@@ -32,33 +77,95 @@ def compared(row: Row) -> Iterator[tuple[Placement, str]]:
                     yield placement, other
 
 
-def _rate_lines(row: Row) -> Iterator[Sequence[str]]:
-    head = (row.case.scenario, row.case.described(), str(row.case.size))
-    ours = row.contenders[0]
-    empty = True
-    for placement, other in compared(row):
-        empty = False
-        rates = _beside(row, placement, other, "frames_per_second", 2, 1e-6)
-        # Of cycles the medians are enough.
-        cycles = [cell.partition(" ")[0] for cell in _beside(row, placement, other, "backend_cycles", 0)]
-        busy = row.median(placement, other, "backend_busy_cycles")
-        counts = [len(row.values(placement, name, "frames_per_second")) for name in (ours, other)]
-        yield (
-            *(*head, placement, other, *rates, *cycles),
-            *("" if busy is None else f"{busy:.0f}", "+".join(map(str, counts))),
-        )
-    if empty:
-        yield (*head, "", row.skipped or "no windows", *[""] * (len(RATES) - len(head) - 2))
+def head(case: Case) -> tuple[str, str, str]:
+    """Return the cells that say which case it is."""
+    return case.scenario, case.described(), str(case.size)
 
 
-def _beside(
-    row: Row, placement: Placement, other: str, figure: str, decimals: int, scale: float = 1.0
-) -> list[str]:
+def _beside(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Sheet:
+    """Make a table of the first contender beside the others."""
+    named = [
+        name for column in columns for name in (f"guestwire {column.unit}", f"its {column.unit}", "ratio")
+    ]
+    busy = columns is RATES
+    headings = (*HEAD, *named, *(["its busy cycles"] if busy else []), "windows")
+    sheet = Sheet(title, headings, len(HEAD))
+    for row in rows:
+        for placement, other in compared(row):
+            cells = [cell for column in columns for cell in _both(row, placement, other, column)]
+            if busy:
+                cycles = row.median(placement, other, "backend_busy_cycles")
+                cells.append("" if cycles is None else f"{cycles:.0f}")
+            counts = [
+                len(row.values(placement, name, columns[0].figure)) for name in (row.contenders[0], other)
+            ]
+            sheet.lines.append((*head(row.case), placement, other, *cells, "+".join(map(str, counts))))
+    return sheet
+
+
+def _both(row: Row, placement: Placement, other: str, column: Column) -> list[str]:
     """Write a figure of both, and the ratio."""
-    ours, theirs = (
-        with_spread(row.values(placement, name, figure), decimals, scale)
+    cells = [
+        with_spread(row.values(placement, name, column.figure), column.decimals, column.scale)
         for name in (row.contenders[0], other)
+    ]
+    ratio = row.ratio(placement, other, column.figure)
+    pairs = spread(row.ratios(placement, other, column.figure), 2)
+    cells.append("" if ratio is None else f"{ratio:.2f} {pairs}".strip())
+    return [cell.partition(" ")[0] for cell in cells] if column.brief else cells
+
+
+def _growth(rows: Sequence[Row]) -> Sheet:
+    """Make a table of what a frame costs as queue pairs, guests and rings grow."""
+    headings = ("rings", "bytes", "placement", "contender", "cycles", "growth", "windows")
+    sheet = Sheet("Backend's cycles a frame, by the first of these rings", headings, 4)
+    rows = [row for row in rows if row.case.scenario == "scaling"]
+    for row in rows:
+        basis = replace(row.case, queue_pairs=1, guests=1, queue_size=Case.queue_size)
+        (first,) = (other for other in rows if other.case == basis)
+        for placement in PLACEMENTS:
+            for name in row.contenders:
+                cost, before = (each.median(placement, name, MAIN) for each in (row, first))
+                if cost is not None:
+                    growth = f"{cost / before:.2f}" if before else ""
+                    count = str(len(row.values(placement, name, MAIN)))
+                    _, what, size = head(row.case)
+                    sheet.lines.append((what, size, placement, name, f"{cost:.0f}", growth, count))
+    return sheet
+
+
+def _kernel(rows: Sequence[Row]) -> Sheet:
+    """Make a table of where CPU time goes with a network interface."""
+    headings = (
+        *("work", "bytes", "placement", "contender", "backend ns a frame", "of it in the kernel"),
+        *("softirqs, its CPU", "softirqs, guest's CPU", "offered Mpps", "windows"),
     )
-    ratio = row.ratio(placement, other, figure)
-    pairs = spread(row.ratios(placement, other, figure), 2)
-    return [ours, theirs, "" if ratio is None else f"{ratio:.2f} {pairs}".strip()]
+    sheet = Sheet("CPU time over veth", headings, 4)
+    figures = ("backend_system_share", "backend_softirq", "guest_softirq")
+    for row in (row for row in rows if row.case.scenario == "veth"):
+        for placement in PLACEMENTS:
+            for name in row.contenders:
+                cost = row.median(placement, name, "backend_ns")
+                if cost is None:
+                    continue
+                shares = [row.median(placement, name, figure) or 0.0 for figure in figures]
+                offered = row.median(placement, name, "offered_per_second")
+                sheet.lines.append(
+                    (
+                        *(row.case.work, str(row.case.size), placement, name, f"{cost:.0f}"),
+                        *(f"{share:.0%}" for share in shares),
+                        "" if offered is None else f"{offered / 1e6:.2f}",
+                        str(len(row.values(placement, name, "backend_ns"))),
+                    )
+                )
+    return sheet
+
+
+def _missing(rows: Sequence[Row]) -> Sheet:
+    """Make a table of what has no figures, and why."""
+    sheet = Sheet("Not measured", ("scenario", "rings", "bytes", "why"), 4)
+    for row in rows:
+        if not any(True for _ in compared(row)):
+            why = row.skipped or f"no two windows at one placement; {row.disturbed} were disturbed"
+            sheet.lines.append((*head(row.case), why))
+    return sheet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from guestwire.bench.charts import Chart, Point, draw
 TITLE = "guestwire beside DPDK"
 NAME = "dpdk"
 NOTES = (
-    "near: both CPUs were on one physical core; far: on two. What is shown is where most windows were.",
+    "Both CPUs were on one physical core, or, if it says far, on two. Shown is where most windows were.",
     "Cycles are the backend's CPU time for a frame, polling in vain included.",
 )
 
@@ -54,12 +53,18 @@ def subtitle(results: Results) -> list[str]:
 
 def picture(results: Results) -> str:
     """Return the picture, an SVG document: what has windows to compare."""
-    measured = [row for row in results.rows if best_placement(row)]
-    lines: list[Sequence[Chart]] = []
-    for _, group in itertools.groupby(measured, lambda row: _line_of(row.case)):
-        rows = list(group)
-        lines.append(_charts(rows))
-    return draw(TITLE, subtitle(results), lines, NOTES)
+    charts: dict[tuple[str, ...], list[Row]] = {}
+    for row in results.rows:
+        if best_placement(row):
+            charts.setdefault(_chart_of(row.case), []).append(row)
+    # Two charts fill a line; what has one only shares it.
+    lines, single = [], []
+    for made in (_charts(rows) for rows in charts.values()):
+        if len(made) == 1 and len(made[0].categories) == 1:
+            single += made
+        else:
+            lines.append(made)
+    return draw(TITLE, subtitle(results), [*lines, *([single] if single else [])], NOTES)
 
 
 def best_placement(row: Row) -> Placement | None:
@@ -68,7 +73,7 @@ def best_placement(row: Row) -> Placement | None:
     return max(found, key=lambda p: (row.pairs(p), -PLACEMENTS.index(p)), default=None)
 
 
-def _line_of(case: Case) -> tuple[str, ...]:
+def _chart_of(case: Case) -> tuple[str, ...]:
     """Return what is equal for cases in one chart."""
     if case.scenario in {"latency", "wire"}:
         return case.scenario, case.work
@@ -89,6 +94,8 @@ def _charts(rows: Sequence[Row]) -> list[Chart]:
         return [_chart(rows, "CPU time with nothing to do", "ms a second", figure, 1e3)]
     if case.work == "large frames":
         return [_chart(rows, "64 KiB frames from guest to guest", "GB/s", "bytes_per_second", 1e-9)]
+    if case.scenario == "scaling":
+        return [_chart(rows, f"scaling: backend, {case.ring} rings", "cycles a frame", "backend_cycles", 1.0)]
     title = case.scenario if case.mergeable else f"{case.scenario}, not mergeable"
     return [
         _chart(rows, f"{title}: frames", "million a second", "frames_per_second", 1e-6),
@@ -114,18 +121,18 @@ def _point(row: Row, contender: str, figure: str, scale: float) -> Point | None:
 
 
 def _axis(case: Case) -> str:
-    return f"what grows, {case.ring} ring" if case.scenario == "scaling" else "ring and bytes of a frame"
+    return "what is larger" if case.scenario == "scaling" else "ring and bytes of a frame"
 
 
 def _category(row: Row) -> str:
     """Name a case in its chart, in few letters."""
     case = row.case
     names: dict[str, Callable[[], str]] = {
-        "veth": lambda: f"{case.work} {case.size}",
+        "veth": lambda: f"{'to' if case.work == 'guest to NIC' else 'from'} NIC {case.size}",
         "scaling": lambda: _grown(case),
     }
     name = names.get(case.scenario, lambda: f"{case.ring} {case.size}")()
-    return f"{name}, {best_placement(row)}"
+    return f"{name}, far" if best_placement(row) == "far" else name
 
 
 def _grown(case: Case) -> str:

@@ -70,10 +70,14 @@ class OverVeth(Contender):
                 time.sleep(0.01)
 
     def stop(self) -> dict[str, float]:
+        self.close()
+        return self._inner.stop()
+
+    def close(self) -> None:
+        """End the generator, if it runs."""
         if self._generator is not None:
             processes.stop(self._generator)
             self._generator = None
-        return self._inner.stop()
 
     def measure(self, seconds: float) -> dict[str, float]:
         cpus = (self._place.backend_cpu, self._place.guest_cpu)
@@ -106,7 +110,7 @@ def over_veth(program: Program, driver: Program, case: Case, place: Place) -> It
 
         place = replace(place, namespace=wire.near.name, interface=wire.interface)
         inner = stack.enter_context(forwarding(program, driver, case, place, lambda: counted(RECEIVED)))
-        yield OverVeth(inner, case, place, wire, counted)
+        yield stack.enter_context(contextlib.closing(OverVeth(inner, case, place, wire, counted)))
 
 
 @contextlib.contextmanager

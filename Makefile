@@ -68,7 +68,7 @@ fuzz: $(DEBUG_VENV)/.built ## feed whatever reads headers with nonsense, each fo
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" GUESTWIRE_FUZZ_SECONDS=$(FUZZ_SECONDS) \
 		$(DEBUG_VENV)/bin/python -m pytest --capture=sys -s tests/fuzz
 
-bench: setup-test $(VENV)/.built $(VENV)/.test-tools ## measure guestwire beside DPDK, into benchmarks/results
+bench: setup-test $(VENV)/.built $(VENV)/.test-tools ## measure guestwire beside DPDK: loopback, veth, wire, latency; into docs/benchmarks
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/python benchmarks/dpdk.py $(BENCH_ARGUMENTS)
 
 bench-tcp: setup-test $(VENV)/.built $(VENV)/.test-tools ## measure TCP of real guests beside their emulators' own TAP drivers

@@ -142,12 +142,9 @@ class Run:
         for group in groups:
             rows = [Row(case, [program.name for program in self._taking_part(case)]) for case in group]
             self._results.rows += rows
-            if time.monotonic() > self._end:
-                for row in rows:
-                    row.skipped = "the time was over"
-                continue
             try:
-                self._group(rows)
+                if self._may_begin(*rows):
+                    self._group(rows)
             except (AssertionError, GuestwireError, NotMeasured, TimeoutError) as error:
                 # What cannot be measured, or not by this build, is no reason to lose the rest.
                 print(f"{group[0].scenario}, {group[0].described()}: {error}", file=sys.stderr)
@@ -167,7 +164,8 @@ class Run:
         memory = 2 * len(programs) * testpmd_memory_mib(case)
         with contextlib.ExitStack() as stack:
             huge = stack.enter_context(hugepages.reserved(memory))
-            self._results.about["machine"]["hugepages"] = huge
+            about = self._results.about["machine"]
+            about["hugepages"] = huge and about.get("hugepages", True)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="guestwire-")))
             taking_part = []
             for number, program in enumerate(programs):
@@ -176,7 +174,15 @@ class Run:
                 contender = MAKERS[case.work](program, self._driver, case, place)
                 taking_part.append(stack.enter_context(contender))
             for row in rows:
-                measure(row, taking_part, self._ping, self._method, self._tell)
+                if self._may_begin(row):
+                    measure(row, taking_part, self._ping, self._method, self._tell)
+
+    def _may_begin(self, *rows: Row) -> bool:
+        """Return whether there is time left for rows, which are told if there is none."""
+        late = time.monotonic() > self._end
+        for row in rows if late else ():
+            row.skipped = "the time was over"
+        return not late
 
 
 def describe(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -207,7 +213,8 @@ def measured(arguments: argparse.Namespace, console: Console) -> Results:
         try:
             Run(arguments, compared, results, status.update).all(cases(arguments.scenarios, sweep))
         except KeyboardInterrupt:
-            console.print("interrupted: what was measured so far follows")
+            console.print("interrupted: what was measured so far follows, and goes into no report")
+            arguments.report = None
     if arguments.resume and arguments.output.exists():
         results.complete(Results.load(arguments.output))
     if arguments.output is not None:

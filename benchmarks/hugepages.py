@@ -34,10 +34,14 @@ def reserved(mib: int) -> Iterator[bool]:
                 subprocess.run(["mount", "-t", "hugetlbfs", "nodev", FOLDER], check=True)
                 undo.callback(_umount)
             if missing > 0 and available_mib() >= missing * testpmd.HUGE_PAGE_MIB + SPARE_MIB:
-                previous = int(NUMBER.read_text())
-                undo.callback(NUMBER.write_text, f"{previous}\n")
-                NUMBER.write_text(f"{previous + missing}\n")
+                undo.callback(_add, -missing)
+                _add(missing)
         yield testpmd.has_hugepages(mib)
+
+
+def _add(pages: int) -> None:
+    """Have the kernel reserve more or fewer; others may do the same meanwhile."""
+    NUMBER.write_text(f"{max(0, int(NUMBER.read_text()) + pages)}\n")
 
 
 def available_mib() -> int:

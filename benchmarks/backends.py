@@ -18,7 +18,7 @@ from case import WORKS, Case
 
 from backend.process import Backend as GuestwireProcess
 from guestwire.control import ask_status
-from guestwire.metrics import read_counters, total
+from guestwire.metrics import PairCounters, read_counters, total
 from guestwire.runtime import CONTROL_SOCKET
 from peers.testpmd import Testpmd
 
@@ -114,8 +114,8 @@ class Backend(ABC):
         """Frames that it has got from its guests so far."""
 
     @abstractmethod
-    def busy_cycles(self) -> int | None:
-        """Cycles that it spent on frames so far, by its own count; None if it does not count them."""
+    def busy_seconds(self, cpu_seconds: float) -> float | None:
+        """CPU time so far, but for polling in vain, by its own count; None if it does not count that."""
 
 
 class Guestwire(Backend):
@@ -133,16 +133,23 @@ class Guestwire(Backend):
         pass
 
     def taken(self) -> int:
-        try:
-            files = [read_counters(file) for file in self._runtime.glob("*.counters")]
-        except ValueError:  # of another build, which may count other things besides
+        pairs = self._counted()
+        if pairs is None:
             return sum(
                 guest.counters.tx.frames for guest in ask_status(self._runtime / CONTROL_SOCKET).guests
             )
-        return total(pair["tx"] for file in files for pair in file)["frames"]
+        return total(pair["tx"] for pair in pairs)["frames"]
 
-    def busy_cycles(self) -> int | None:
-        return None
+    def busy_seconds(self, cpu_seconds: float) -> float | None:
+        pairs = self._counted()
+        return None if pairs is None else cpu_seconds - sum(p["worker"]["idle_ns"] for p in pairs) / 1e9
+
+    def _counted(self) -> list[PairCounters] | None:
+        """Read its counters; None if they are another build's, which may count other things."""
+        try:
+            return [pair for file in self._runtime.glob("*.counters") for pair in read_counters(file)]
+        except ValueError:
+            return None
 
 
 class Dpdk(Backend):
@@ -162,8 +169,9 @@ class Dpdk(Backend):
     def taken(self) -> int:
         return Forwarded.of(self._pmd).frames
 
-    def busy_cycles(self) -> int | None:
-        return Forwarded.of(self._pmd).cycles
+    def busy_seconds(self, cpu_seconds: float) -> float | None:
+        forwarded = Forwarded.of(self._pmd)
+        return forwarded.cycles / (forwarded.mhz * 1e6)
 
 
 def testpmd_memory_mib(case: Case) -> int:

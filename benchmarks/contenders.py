@@ -79,7 +79,7 @@ class Sample:
         seconds: when.
         frames: that the receiving side has got.
         guest_cycles: that the guest's driver spent on its own; polling in vain is not counted.
-        backend_cycles: the same of the backend; None if it does not count them.
+        backend_busy: seconds of the backend's CPU time, polling in vain left out; None if it does not say.
         guest: CPU time of the guest's process.
         backend: CPU time of the backend's process.
     """
@@ -88,7 +88,7 @@ class Sample:
     frames: int
     guest_cycles: int
     guest_frames: int
-    backend_cycles: int | None
+    backend_busy: float | None
     guest: CpuTime
     backend: CpuTime
 
@@ -158,7 +158,7 @@ class Forwarding(Contender):
             frames=taken,
             guest_cycles=forwarded.cycles,
             guest_frames=forwarded.frames,
-            backend_cycles=self._backend.busy_cycles(),
+            backend_busy=self._backend.busy_seconds(backend.run),
             guest=guest,
             backend=backend,
         )
@@ -179,8 +179,9 @@ class Forwarding(Contender):
             ),
             "backend_ns": round(backend.run * 1e9 / frames, 1),
         }
-        if before.backend_cycles is not None and after.backend_cycles is not None:
-            figures["backend_busy_cycles"] = round((after.backend_cycles - before.backend_cycles) / frames, 1)
+        if before.backend_busy is not None and after.backend_busy is not None:
+            busy = after.backend_busy - before.backend_busy
+            figures["backend_busy_cycles"] = round(busy * self._mhz * 1e6 / frames, 1)
         return figures
 
 

@@ -33,6 +33,7 @@ class Column:
 RATES = (
     Column("frames_per_second", "Mpps", 2, 1e-6),
     Column("backend_cycles", "cycles", 0, brief=True),
+    Column("backend_busy_cycles", "busy cycles", 0, brief=True),
 )
 TRIPS = (
     Column("round_trip_p50_ns", "p50 µs", 2, 1e-3),
@@ -87,15 +88,11 @@ def _beside(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Sheet
     named = [
         name for column in columns for name in (f"guestwire {column.unit}", f"its {column.unit}", "ratio")
     ]
-    busy = columns is RATES
-    headings = (*HEAD, *named, *(["its busy cycles"] if busy else []), "windows")
+    headings = (*HEAD, *named, "windows")
     sheet = Sheet(title, headings, len(HEAD))
     for row in rows:
         for placement, other in compared(row):
             cells = [cell for column in columns for cell in _both(row, placement, other, column)]
-            if busy:
-                cycles = row.median(placement, other, "backend_busy_cycles")
-                cells.append("" if cycles is None else f"{cycles:.0f}")
             counts = [
                 len(row.values(placement, name, columns[0].figure)) for name in (row.contenders[0], other)
             ]

@@ -52,7 +52,6 @@ cdef enum:
     EVENTS = 64                 # taken from epoll in one go
     BUSY_PORT_TIMEOUT_MS = 1    # how long to sleep when a port must be polled again
     BUSY_PORT_TIMEOUT_MOST_MS = 64
-    SHORT_SLEEP_NS = 1000000    # a sleep that ends sooner would better have been polled through
     FEW_PASSES = 4              # with nothing to do, until a pair is looked at less often
     # A look at an idle pair costs up to as much as moving a frame. It is taken once in so many frames and
     # buffers that the others moved (a frame that is sent back is four), times the number of pairs: all idle
@@ -209,20 +208,18 @@ cdef int wait_for_events(worker *w, epoll_event *events, bint busy, uint64_t now
 
 cdef void sleep_until_event(worker *w) noexcept nogil:
     cdef epoll_event events[EVENTS]
-    cdef uint64_t before
     cdef bint busy
     cdef int i, n
     if ask_for_kicks(w, &busy):
         return
-    before = now_ns()
-    n = wait_for_events(w, events, busy, before)
+    n = wait_for_events(w, events, busy, now_ns())
     if n == 0:
         w.busy_timeout_ms = min(2 * w.busy_timeout_ms, BUSY_PORT_TIMEOUT_MOST_MS)
     for i in range(n):
         note_event(w, &events[i])
     w.now.pairs[0].pair.counters.sleeps += 1
-    # Adaptive polling: if work came soon, polling a little longer would have been cheaper.
-    if now_ns() - before < SHORT_SLEEP_NS:
+    # Adaptive polling: worth its while where work comes within the longest time that we poll, else in vain.
+    if now_ns() - w.idle_since < w.poll_ns_most:
         w.poll_ns = min(max(2 * w.poll_ns, 1000), w.poll_ns_most)
     else:
         w.poll_ns = w.poll_ns // 2

@@ -43,7 +43,7 @@ cdef bint inlet_enter(inlet *i) noexcept nogil:
         return False
     i.frames_before = i.pair.counters.rx.frames
     i.bytes_before = i.pair.counters.rx.bytes
-    if i.pair.buffers.end - i.pair.buffers.first <= BURST_CHAINS // 2:
+    if i.pair.buffers.end - i.pair.buffers.first < BURST_CHAINS // 2:
         refill(i)
     return True
 

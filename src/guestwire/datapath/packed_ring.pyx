@@ -12,6 +12,7 @@ flight, and where a port looks at a list again, copies are kept (`kept`).
 
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 from guestwire.datapath.abi cimport (
     DESCRIPTOR_F_AVAIL,
@@ -98,18 +99,23 @@ cdef uint32_t push_run(packed_ring *r, const used_element *elements, uint32_t mo
     # In locals: a store to in_flight might change anything else, for all that the compiler knows.
     cdef packed_descriptor *d = &r.descriptors[r.next_used]
     cdef uint16_t *in_flight = r.common.in_flight
-    cdef uint64_t flags = r.used_flags
+    cdef uint64_t empty = <uint64_t>r.used_flags << 48
+    cdef uint64_t written = empty | <uint64_t>DESCRIPTOR_F_WRITE << 48
     cdef bint keeps = r.kept != NULL
-    cdef uint32_t i
+    cdef uint64_t element, flags
+    cdef uint32_t i, id
     most = min(most, <uint32_t>(r.common.size - r.next_used))
     for i in range(most):
-        if in_flight[elements[i].id] != 1:
+        memcpy(&element, &elements[i], sizeof(element))
+        id = <uint32_t>element
+        if in_flight[id] != 1:
             break
-        in_flight[elements[i].id] = 0
-        # Relaxed: as above.
-        store_relaxed_u64(second_word(&d[i]), used_word(flags, &elements[i]))
+        in_flight[id] = 0
+        flags = written if element >> 32 else empty
+        # Id and length change places. Relaxed: as above.
+        store_relaxed_u64(second_word(&d[i]), flags | element << 32 | element >> 32)
         if keeps:
-            release_kept(r, elements[i].id, 1)
+            release_kept(r, id, 1)
     else:
         i = most
     go_on(r, i)

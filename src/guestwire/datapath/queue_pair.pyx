@@ -124,7 +124,8 @@ cdef uint32_t post(pair_work *w) noexcept nogil:
         return 0
     w.pair.receiving = load_relaxed_u32(&w.rx_enabled)
     if w.pair.receiving:
-        if w.buffers.end - w.buffers.first <= BURST_CHAINS // 2 or w.port.wants_buffers:
+        # Not before less than half is left: two bursts of half the size each empty it, and none is moved.
+        if w.buffers.end - w.buffers.first < BURST_CHAINS // 2 or w.port.wants_buffers:
             popped = ring_pop(w.pair.rx, &w.buffers, BURST_CHAINS)
         w.port.rx_post(w.port, &w.buffers)
     return popped

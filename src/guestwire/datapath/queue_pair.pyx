@@ -148,7 +148,9 @@ cdef uint32_t step(pair_work *w) noexcept nogil:
         else:
             discard(w)
         moved += waiting - (w.frames.end - w.frames.first)
-    return moved + collect(w) + p.progress
+    moved += collect(w)
+    # A statement of its own: ports set it in there, too, and C may read the operands of a sum in any order.
+    return moved + p.progress
 
 
 cdef bint report_trouble(pair_work *w) noexcept nogil:

@@ -68,9 +68,11 @@ def test_veth_is_usable() -> None:
         "iommu",
         "checksum",
         "vlan",
+        "busy-polling",
     ]
     for name in ("kernel", "capabilities", "af-xdp", "bpf", "link", "checksum"):
         assert checks[name]["status"] == "ok", checks[name]
+    assert checks["busy-polling"]["status"] == "ok"  # it is off unless asked for
     kernel_says = netlink.xdp_support(1) is not None
     assert checks["native-xdp"]["status"] == ("ok" if kernel_says else "warning")
     assert "direct" in checks["af-xdp-modes"]["found"]

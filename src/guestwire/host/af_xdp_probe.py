@@ -20,6 +20,7 @@ from typing import Final
 
 from guestwire.errors import HostError
 from guestwire.host import af_xdp, netlink
+from guestwire.host.busy_polling import polls_queue
 from guestwire.host.interface import Interface
 
 CHUNK_BYTES: Final = 4096
@@ -47,10 +48,12 @@ class BindResult:
     Attributes:
         available: whether the mode is to be had.
         reason: why not, in words; empty if it is.
+        polls_queue: whether calls on the socket could poll the queue (`guestwire.host.busy_polling`).
     """
 
     available: bool
     reason: str
+    polls_queue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +96,22 @@ def probe(interface: Interface, queue: int = 0) -> AfXdpProbe:
 def _try_bind(interface: Interface, queue: int, mode: str, *, patience_s: float) -> BindResult:
     """Bind, and give the queue back; waits ``patience_s`` for a queue that is busy."""
     deadline = time.monotonic() + patience_s
-    while (error := _bind_once(interface.index, queue, _BIND_FLAGS[mode])) is not None:
-        if error.errno != errno.EBUSY or time.monotonic() >= deadline:
-            return BindResult(False, _explain(error, interface, queue, mode))
+    while True:
+        try:
+            polls = _bind_once(interface.index, queue, _BIND_FLAGS[mode])
+            break
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                return BindResult(False, _explain(error, interface, queue, mode))
         time.sleep(_RETRY_INTERVAL_S)
     netlink.wait_until_released(interface.index, queue, timeout_s=_RELEASE_TIMEOUT_S)
-    return BindResult(True, "")
+    return BindResult(True, "", polls)
 
 
-def _bind_once(interface_index: int, queue: int, flags: int) -> OSError | None:
-    with mmap.mmap(-1, CHUNK_BYTES * _CHUNKS) as area:
-        try:
-            with prepared_socket(area) as xdp_socket:
-                af_xdp.bind(xdp_socket, interface_index, queue, flags | af_xdp.XDP_USE_NEED_WAKEUP)
-        except OSError as error:
-            return error
-    return None
+def _bind_once(interface_index: int, queue: int, flags: int) -> bool:
+    with mmap.mmap(-1, CHUNK_BYTES * _CHUNKS) as area, prepared_socket(area) as xdp_socket:
+        af_xdp.bind(xdp_socket, interface_index, queue, flags | af_xdp.XDP_USE_NEED_WAKEUP)
+        return polls_queue(xdp_socket)
 
 
 def prepared_socket(area: mmap.mmap) -> socket.socket:

@@ -8,8 +8,10 @@ it has shown the same interface (a process started by ``nsenter --net`` sees ano
 from __future__ import annotations
 
 import difflib
+import errno
 from dataclasses import dataclass
 from pathlib import Path
+from socket import if_indextoname
 from typing import Any, Final
 
 from guestwire.errors import HostError
@@ -41,6 +43,24 @@ class AttachedProgram:
 
     id: int
     mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptDeferral:
+    """How an interface puts its interrupts off when it is polled (kernel, networking/napi.rst).
+
+    Attributes:
+        times: how many polls in vain it leaves them off for (``napi_defer_hard_irqs``).
+        nanoseconds: how long it waits for the next poll before it polls itself (``gro_flush_timeout``).
+    """
+
+    times: int
+    nanoseconds: int
+
+    @property
+    def active(self) -> bool:
+        """Whether it puts them off at all, which takes both."""
+        return self.times > 0 and self.nanoseconds > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +120,7 @@ class Interface:
         iommu_group_type: how the IOMMU treats its device: ``identity``, ``DMA``, ``DMA-FQ``;
             ``None`` where there is no IOMMU in the way (or no device).
         strips_vlan_tags: whether it takes VLAN tags out of received frames, so that XDP does not see them.
+        deferral: how it puts its interrupts off; ``None`` if that could not be seen.
     """
 
     name: str
@@ -120,6 +141,7 @@ class Interface:
     peer: Peer | None
     iommu_group_type: str | None
     strips_vlan_tags: bool = False
+    deferral: InterruptDeferral | None = None
 
     @classmethod
     def open(cls, name: str) -> Interface:
@@ -173,6 +195,7 @@ class Interface:
             peer=_peer(link, links) if kind == "veth" else None,
             iommu_group_type=_iommu_group_type(sysfs, driver.bus_address if driver else ""),
             strips_vlan_tags=kind is None and _active(ethtool.feature(name, "rx-vlan-hw-parse")),
+            deferral=_deferral(sysfs),
         )
 
     def require_queue(self, queue: int) -> None:
@@ -227,6 +250,29 @@ def _own_sysfs_directory(link: Any) -> Path | None:
         return None
     same = index == link["index"] and mac == (link.get_attr("IFLA_ADDRESS") or "")
     return directory if same else None
+
+
+def is_there(index: int) -> bool:
+    """Whether the current network namespace has an interface of that number."""
+    try:
+        if_indextoname(index)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False
+    return True
+
+
+def _deferral(directory: Path | None) -> InterruptDeferral | None:
+    if directory is None:
+        return None
+    try:
+        return InterruptDeferral(
+            int((directory / "napi_defer_hard_irqs").read_text()),
+            int((directory / "gro_flush_timeout").read_text()),
+        )
+    except (OSError, ValueError):
+        return None
 
 
 def _sysfs_queues(directory: Path | None, direction: str) -> int:

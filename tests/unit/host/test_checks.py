@@ -16,8 +16,9 @@ from guestwire.host.capabilities import (
     Kvm,
 )
 from guestwire.host.checks import Check, Status, interface, machine, require, worst
+from guestwire.host.checks.busy_polling import check_busy_polling, probed_polling
 from guestwire.host.ethtool import Channels
-from guestwire.host.interface import AttachedProgram, Interface, Peer
+from guestwire.host.interface import AttachedProgram, Interface, InterruptDeferral, Peer
 from guestwire.host.netlink import XdpFeature, XdpSupport
 from guestwire.host.privileges import Capability
 
@@ -322,6 +323,42 @@ def test_only_harmless_interfaces_are_bound_to(
     assert probed == ([("eth7", 0)] if bound else [])
     (modes,) = [check for check in found if check.name == "af-xdp-modes"]
     assert ("not tried" in modes.found) == (not bound)
+
+
+@pytest.mark.parametrize(
+    ("deferral", "polls_queue", "missing", "meaning", "remedy"),
+    [
+        (InterruptDeferral(2, 200_000), True, False, "is not interrupted", None),
+        (InterruptDeferral(2, 200_000), None, False, "is not interrupted", None),
+        (InterruptDeferral(0, 0), True, True, "would go on interrupting", "echo 2 > /sys/class/net/eth7"),
+        (InterruptDeferral(2, 0), None, True, "would go on interrupting", "echo 200000 > "),
+        (InterruptDeferral(2, 200_000), False, True, "has no effect", "leave busy-poll out"),
+        (None, True, True, "only if it does", "head /sys/class/net/eth7/"),
+    ],
+)
+def test_busy_polling(
+    deferral: InterruptDeferral | None,
+    polls_queue: bool | None,
+    missing: bool,
+    meaning: str,
+    remedy: str | None,
+) -> None:
+    check = check_busy_polling(nic(deferral=deferral), polls_queue, asked=True)
+    assert check.status is (Status.WARNING if missing else Status.OK)
+    assert meaning in check.meaning
+    assert (check.remedy is None) == (remedy is None)
+    assert (remedy or "") in (check.remedy or "")
+    # Who does not ask for it need not care.
+    assert check_busy_polling(nic(deferral=deferral), polls_queue, asked=False).status is Status.OK
+
+
+def test_busy_polling_is_judged_by_the_best_mode() -> None:
+    polls = BindResult(True, "", polls_queue=True)
+    assert probed_polling(AfXdpProbe(0, YES, polls)) is True
+    assert probed_polling(AfXdpProbe(0, polls, YES)) is False
+    assert probed_polling(AfXdpProbe(0, polls, NO)) is True
+    assert probed_polling(AfXdpProbe(0, NO, NO)) is None
+    assert probed_polling(None) is None
 
 
 def test_names_are_unique() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from guestwire.errors import HostError
 from guestwire.host.af_xdp_probe import LARGEST_ZERO_COPY_MTU, AfXdpProbe
+from guestwire.host.checks.busy_polling import check_busy_polling, probed_polling
 from guestwire.host.checks.check import Check, Status
 from guestwire.host.interface import Interface
 from guestwire.host.steering import Steering, queue_names
@@ -44,6 +45,7 @@ def interface_checks(
     yield check_iommu(interface)
     yield check_checksum(interface)
     yield check_vlan(interface)
+    yield check_busy_polling(interface, probed_polling(probe), asked=False)
 
 
 def check_link(interface: Interface) -> Check:

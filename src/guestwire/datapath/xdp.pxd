@@ -54,6 +54,7 @@ cdef struct xdp_port:
     uint32_t reserve            # buffers that the kernel must have at least, whoever's they are
     bint guest_memory           # the guest's memory is registered: direct or zero-copy
     bint zero_copy
+    bint busy_poll              # the kernel polls the queue when it is called
     bint copy_headers           # send the first HEADER_COPY bytes from memory of our own
     bint check_source           # only frames from `source` are sent
     uint8_t source[6]

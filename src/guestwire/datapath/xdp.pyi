@@ -18,6 +18,7 @@ class XdpPort(Port):
         finish_checksums: bool = False,
         merge: bool = False,
         in_place_from: int = 0,
+        busy_poll: bool = False,
     ) -> None: ...
     @property
     def held(self) -> tuple[int, int, int]: ...

@@ -29,6 +29,8 @@ cdef class XdpPort(Port):
         in_place_from: bytes, headers included, that a segment of a frame with offloads must have for its
             payload to be sent from the guest's pages. A shorter one is copied behind its headers.
         merge: put segments of one flow together that arrive in one burst.
+        busy_poll: call the kernel in each pass that finds nothing: it then polls the queue
+            (`guestwire.host.busy_polling`).
         source: the only address, of 6 bytes, that the guest may send from; needs `copy_headers`. None: any.
     """
 
@@ -45,7 +47,7 @@ cdef class XdpPort(Port):
 
     def __init__(self, XdpSocket socket, *, bounce_offset, bounce_frames, room_needed, longest_frame,
                  most_pieces, reserve=0, copy_headers=False, source=None, several_buffers=False,
-                 finish_checksums=False, merge=False, in_place_from=0):
+                 finish_checksums=False, merge=False, in_place_from=0, busy_poll=False):
         cdef xdp_port *x = <xdp_port *>self.port
         cdef uint32_t i
         if not 1 <= most_pieces <= MOST_PIECES:
@@ -64,6 +66,7 @@ cdef class XdpPort(Port):
         x.most_pieces, x.reserve, x.in_place_from = most_pieces, reserve, in_place_from
         x.copy_headers, x.check_source = copy_headers, source is not None
         x.several_buffers, x.finish_checksums, x.merge = several_buffers, finish_checksums, merge
+        x.busy_poll = busy_poll
         x.merger.unfinished = finish_checksums
         for i, octet in enumerate(source or b""):
             x.source[i] = octet

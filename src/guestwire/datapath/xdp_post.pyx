@@ -41,7 +41,7 @@ from guestwire.datapath.xdp cimport (
     frame_address,
     posted_buffer,
 )
-from guestwire.datapath.xdp_socket cimport ring_needs_wakeup, ring_space, ring_submit
+from guestwire.datapath.xdp_socket cimport ring_needs_wakeup, ring_space, ring_submit, ring_waiting
 
 
 cdef inline void post(
@@ -248,7 +248,9 @@ cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
         post_spare_frames(x, x.fill.size, COPY_BOUNCE_MODE, SEND_RESERVE)
     if x.fill.mine != before:
         ring_submit(x.fill)
-    # Looked at on every pass: the driver may ask for a wake-up after we have submitted.
-    if ring_needs_wakeup(x.fill) and load_acquire_u32(x.fill.consumer) != x.fill.mine:
+    # Looked at on every pass: the driver may ask for a wake-up after we have submitted. When busy polling is
+    # preferred nobody but this call makes the NIC's driver look for frames, and for those that have left.
+    if ((ring_needs_wakeup(x.fill) and load_acquire_u32(x.fill.consumer) != x.fill.mine)
+            or (x.busy_poll and ring_waiting(x.rx) == 0)):
         recvfrom(self.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
         self.pair.counters.system_calls += 1

@@ -15,6 +15,14 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout)
+    const short POLLOUT
+
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t sendto(int fd, const void *data, size_t size, int flags, const void *address, uint32_t length)
     const int MSG_DONTWAIT
@@ -130,6 +138,18 @@ cdef inline bint send(
     return True
 
 
+cdef void wake_driver(int fd) noexcept nogil:
+    """Wake the driver where busy polling is preferred.
+
+    sendto() does not then: it polls the NAPI instance that receives, and leaves it at that. But a driver may
+    send by another one (virtio_net does, igb with few queues); poll() wakes whatever asks for it.
+    """
+    cdef pollfd one
+    one.fd = fd
+    one.events = POLLOUT
+    poll(&one, 1, 0)
+
+
 cdef void wake_sender(xdp_port *x) noexcept nogil:
     """Make the kernel send what is in the tx ring. What it refuses now is tried again by a later pass."""
     cdef int calls = 0
@@ -149,6 +169,9 @@ cdef void wake_sender(xdp_port *x) noexcept nogil:
         x.down = errno == ENETDOWN
         if errno == ENXIO:
             x.base.gone = True      # the kernel has unbound the socket: the interface was deleted
+    if x.busy_poll and load_acquire_u32(x.tx.consumer) != x.tx.mine and ring_needs_wakeup(x.tx):
+        wake_driver(x.base.fd)
+        calls += 1
     x.base.pair.counters.system_calls += calls
 
 

@@ -18,7 +18,8 @@ from guestwire.ports.xdp_options import Headers, Offloads, Payload, XdpOptions
 
 SYNTAX = (
     "xdp:IFNAME[,queue=N][,mode=auto|zero-copy|direct|bounce][,shared=yes][,steer=MAC][,trust-mtu=yes]"
-    "[,headers=auto|in-place|copied][,source=MAC][,offloads=auto|yes|no][,payload=auto|in-place][,gro=yes]  "
+    "[,headers=auto|in-place|copied][,source=MAC][,offloads=auto|yes|no][,payload=auto|in-place][,gro=yes]"
+    "[,busy-poll=yes][,busy-poll-budget=N]  "
     "tap:IFNAME|fd=N[+M...][,netns=NS][,bridge=BR][,mtu=N][,offloads=yes|no]  "
     "wire:NAME[,source=MAC][,ageing=S][,wait_us=N]  pcap:IN[,OUT][,repeat=yes]  echo  null"
 )
@@ -137,6 +138,8 @@ _XDP_OPTIONS: dict[str, Callable[[str], object]] = {
     "offloads": lambda value: value if value in get_args(Offloads) else None,
     "payload": lambda value: value if value in get_args(Payload) else None,
     "gro": {"yes": True, "no": False}.get,
+    "busy-poll": {"yes": True, "no": False}.get,
+    "busy-poll-budget": lambda value: _number(value, 1, 65535),
 }
 _TAP_OPTIONS: dict[str, Callable[[str], object]] = {
     "netns": lambda value: value or None,

@@ -31,11 +31,11 @@ from guestwire.host.checks.interface import (
     hands_over_unfinished_checksums,
 )
 from guestwire.host.flow_steering import FlowSteering
-from guestwire.host.interface import Interface
+from guestwire.host.interface import Interface, is_there
 from guestwire.host.netlink import wait_until_released
 from guestwire.host.privileges import Capability, permission_error
 from guestwire.host.xdp_program import REQUIRED_CAPABILITIES, XdpProgram
-from guestwire.ports import geometry, modes
+from guestwire.ports import busy_polling, geometry, modes
 from guestwire.ports.base import POLL_US, Port, PortStatus
 from guestwire.ports.budget import GuestBudget
 from guestwire.ports.modes import MODES, Plan
@@ -128,6 +128,7 @@ class XdpControl:
         for queue in queues:
             interface.require_queue(queue)
         self._multi_buffer = self._require_sockets()
+        busy_polling.require_what_is_asked(self.options)
         require(
             check_link(interface),
             check_default_route(interface),
@@ -238,8 +239,10 @@ class XdpControl:
                 failures.append(f"{plan.mode}: {error}")
         try:
             reserve = buffers_needed(self._interface, registration.plan)
-            port = self._port(pair, window, registration, reserve)
-            note = why_copies(self._interface, registration, queue_size, reserve)
+            polls, why_not = busy_polling.set_up(registration, self._interface, self.options)
+            port = self._port(pair, window, registration, reserve, busy_poll=polls)
+            why_copied = why_copies(self._interface, registration, queue_size, reserve)
+            note = "; ".join(filter(None, (why_copied, why_not)))
         except BaseException:
             registration.close()
             raise
@@ -277,7 +280,9 @@ class XdpControl:
             released_at=self._closed_at,
         )
 
-    def _port(self, pair: int, window: Window, registration: Registration, reserve: int) -> XdpPort:
+    def _port(
+        self, pair: int, window: Window, registration: Registration, reserve: int, *, busy_poll: bool
+    ) -> XdpPort:
         assert self._interface is not None
         assert self._program is not None
         plan, source = registration.plan, self.options.source
@@ -298,6 +303,7 @@ class XdpControl:
             and hands_over_unfinished_checksums(self._interface, self._program.mode == "generic"),
             merge=self.options.gro,
             in_place_from=0 if self.options.payload == "in-place" else plan.geometry.chunk + 1,
+            busy_poll=busy_poll,
         )
 
     def _plans(self, window: Window, features: Feature) -> list[Plan]:
@@ -408,7 +414,7 @@ class XdpControl:
             interface = Interface.open(if_indextoname(self._interface.index))
         except (GuestwireError, OSError):
             # It may be taken away between two looks.
-            if _exists(self._interface.index):
+            if is_there(self._interface.index):
                 raise
             interface = None
         if interface is None or interface.index != self._interface.index:
@@ -430,16 +436,6 @@ class XdpControl:
             return self.options.trust_mtu
         self.mtu = self._interface.mtu
         return True
-
-
-def _exists(index: int) -> bool:
-    try:
-        if_indextoname(index)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        return False
-    return True
 
 
 def _octets(mac: str) -> bytes:

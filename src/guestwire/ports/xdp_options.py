@@ -50,6 +50,8 @@ class XdpOptions:
             frame in several pieces; ``auto`` copies what then fits in one piece, which the kernel is faster
             with, because it copies each piece of a frame to a page of its own.
         gro: merge received segments of one flow for a guest that takes large frames.
+        busy_poll: have workers that poll run the NIC's driver, in place of its interrupts.
+        busy_poll_budget: how many frames it then takes in one call.
     """
 
     queue: int = 0
@@ -62,6 +64,8 @@ class XdpOptions:
     offloads: Offloads = "auto"
     payload: Payload = "auto"
     gro: bool = False
+    busy_poll: bool = False
+    busy_poll_budget: int = 64
 
     @property
     def copies_headers(self) -> bool:

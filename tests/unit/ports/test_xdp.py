@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from guestwire.errors import HostError
+from guestwire.host import interface
 from guestwire.host.interface import Interface
 from guestwire.ports import xdp
 from guestwire.ports.xdp import XdpControl
@@ -59,7 +60,8 @@ def test_an_interface_may_go_while_it_is_looked_at(
     def open_(name: str) -> Interface:
         raise HostError(f"there is no interface {name!r}", "ip -brief link")
 
-    monkeypatch.setattr(xdp, "if_indextoname", lambda _index: next(answers))
+    for module in (xdp, interface):
+        monkeypatch.setattr(module, "if_indextoname", lambda _index: next(answers))
     monkeypatch.setattr(Interface, "open", open_)
     if second is not None:
         with pytest.raises(HostError, match="nic0"):

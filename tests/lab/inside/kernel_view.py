@@ -6,10 +6,12 @@ import ctypes
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 AF_XDP = 44
 SO_DOMAIN = 39  # asm-generic/socket.h
+SO_INCOMING_NAPI_ID = 56
 SOL_XDP = 283
 XDP_OPTIONS = 8  # linux/if_xdp.h
 XDP_OPTIONS_ZEROCOPY = 1
@@ -19,8 +21,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def xdp_options(pid: int) -> list[int]:
-    """Ask each AF_XDP socket of a process for its XDP_OPTIONS, without the process's help."""
-    found = []
+    """Ask each AF_XDP socket of a process for its XDP_OPTIONS."""
+    return [
+        int.from_bytes(copy.getsockopt(SOL_XDP, XDP_OPTIONS, 4), "little") for copy in _af_xdp_sockets(pid)
+    ]
+
+
+def napi_ids(pid: int) -> list[int]:
+    """Ask each AF_XDP socket of a process which queue busy polling would poll; 0: none."""
+    return [copy.getsockopt(socket.SOL_SOCKET, SO_INCOMING_NAPI_ID) for copy in _af_xdp_sockets(pid)]
+
+
+def _af_xdp_sockets(pid: int) -> Iterator[socket.socket]:
+    """Copies of a process's sockets, without the process's help, each until the next is asked for."""
     process = os.pidfd_open(pid)
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -38,7 +51,6 @@ def xdp_options(pid: int) -> list[int]:
             # Told what it is, Python does not ask for its name, which an AF_XDP socket does not have.
             with socket.socket(AF_XDP, socket.SOCK_RAW, 0, fileno=fd) as copy:
                 if copy.getsockopt(socket.SOL_SOCKET, SO_DOMAIN) == AF_XDP:
-                    found.append(int.from_bytes(copy.getsockopt(SOL_XDP, XDP_OPTIONS, 4), "little"))
+                    yield copy
     finally:
         os.close(process)
-    return found

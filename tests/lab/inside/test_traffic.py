@@ -39,7 +39,7 @@ from guestwire.testing import (
 )
 from guestwire.testing.namespaces import call_inside
 from lab.inside.commands import LabBackend
-from lab.inside.kernel_view import XDP_OPTIONS_ZEROCOPY, xdp_options
+from lab.inside.kernel_view import XDP_OPTIONS_ZEROCOPY, napi_ids, xdp_options
 from lab.inside.peer import wait_for_carrier
 from lab.machine import KIND_VARIABLE, NAMESPACE, NIC, NIC_ADDRESS, PEER, PEER_ADDRESS
 
@@ -270,6 +270,33 @@ def test_buffers_as_linux_makes_them(tmp_path: Path) -> None:
     ) as running:
         running.exchange(FEW)
         state = running.report(f"hugetlbfs, buffers of {LINUX_BUFFER} bytes")
+    assert_all_zero_copy(state, FEW)
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Let nic0 leave its interrupts off while it is polled."""
+    settings = {"napi_defer_hard_irqs": "2", "gro_flush_timeout": "200000"}
+    for name, value in settings.items():
+        Path(f"/sys/class/net/{NIC}/{name}").write_text(value)
+    try:
+        yield
+    finally:
+        for name in settings:
+            Path(f"/sys/class/net/{NIC}/{name}").write_text("0")
+
+
+def test_busy_polling(tmp_path: Path) -> None:
+    """The kernel knows which queue the worker's calls poll, and nothing is lost by polling it."""
+    with (
+        deferred_interrupts(),
+        traffic(tmp_path, PageKind.HUGETLB, options=",busy-poll=yes") as running,
+    ):
+        (polled,) = napi_ids(running.backend.pid)
+        assert polled
+        running.exchange(FEW)
+        state = running.report("busy polling")
+        assert "go on interrupting" not in running.backend.text()
     assert_all_zero_copy(state, FEW)
 
 

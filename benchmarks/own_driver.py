@@ -195,11 +195,9 @@ def _guest(case: Case, place: Place, number: int = 0) -> Iterator[FakeGuest]:
 @contextlib.contextmanager
 def round_trips(program: Program, _driver: Program, case: Case, place: Place) -> Iterator[Contender]:
     """Have a backend and our driver up, to send single frames."""
-    with backends.running(program, case, place) as backend:
-        backend.start(case.size)
-        with _guest(case, place) as guest:
-            load = Load([guest.pair], [FrameStream(case.size)], returning=True)
-            yield RoundTrips(program.name, backend, place, load)
+    with backends.running(program, case, place) as backend, _guest(case, place) as guest:
+        load = Load([guest.pair], [FrameStream(case.size)], returning=True)
+        yield RoundTrips(program.name, backend, place, load)
 
 
 @contextlib.contextmanager

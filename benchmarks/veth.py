@@ -22,7 +22,7 @@ from guestwire.testing.wire import Wire
 
 GENERATOR = Path(__file__).with_name("generator.py")
 BURST, GAP_US = 64, 50
-"""What the generator sends at once, and how long it then sleeps: more than any contender receives."""
+"""What the generator sends at once, and how long it then sleeps: what leaves the guest some of its CPU."""
 
 XDP_DROP = 1  # linux/bpf.h
 NATIVE = 1 << 2  # XDP_FLAGS_DRV_MODE, linux/if_link.h

@@ -17,6 +17,7 @@ NAME = "dpdk"
 NOTES = (
     "Both CPUs were on one physical core, or, if it says far, on two. Shown is where most windows were.",
     "Cycles are the backend's CPU time for a frame, polling in vain included.",
+    "Frames from a NIC come as fast as the guest's CPU can make them, too: no ratio of backends.",
 )
 
 
@@ -32,6 +33,7 @@ def write(results: Results, folder: Path) -> Path:
 def markdown(results: Results) -> str:
     """Return the page."""
     parts = [f"# {TITLE}", "  \n".join(subtitle(results)), f"![{TITLE}]({NAME}.svg)"]
+    parts += [note for note in (results.about.get("note"), " ".join(NOTES)) if note]
     parts += [f"## {sheet.title}\n\n{sheet.markdown()}" for sheet in sheets(results)]
     parts.append("[How it is measured](../../benchmarks/README.md#dpdk-guestwire-beside-dpdk).")
     return "\n\n".join(parts) + "\n"

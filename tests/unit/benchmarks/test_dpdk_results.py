@@ -62,7 +62,7 @@ def test_a_table_says_it_all(row: Row) -> None:
         (
             *("loop", "split", "64", "near", "DPDK"),
             *("11.50 (10.00-50.00)", "9.00 (8.00-10.00)", "1.28 (1.20-1.25)"),
-            *("227", "289", "0.78", "", "4+3"),
+            *("227", "289", "0.78", "", "", "", "4+3"),
         )
     ]
     heading, rule, line = sheet.markdown().splitlines()

@@ -14,13 +14,16 @@ import ctypes
 import fcntl
 import socket
 import struct
+import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from guestwire.errors import HostError
 from guestwire.testing.namespaces import Namespace
 
 SIOCETHTOOL = 0x8946  # linux/sockios.h
 ETHTOOL_STXCSUM = 0x17  # linux/ethtool.h
+UP_SECONDS = 10.0
 
 
 class Wire:
@@ -74,6 +77,9 @@ class Wire:
         with self.near.netlink() as netlink:
             (index,) = netlink.link_lookup(ifname=self.interface)
             netlink.link("set", index=index, state="up")
+        for namespace, interface in ((self.far, self.peer_interface), (self.near, self.interface)):
+            with namespace.netlink() as netlink:
+                _wait_until_up(netlink, interface)
 
     def _complete_checksums(self) -> None:
         # A veth leaves the checksum to a receiver that will never need it, since it trusts the sender.
@@ -97,3 +103,19 @@ class Wire:
         traceback: TracebackType | None,
     ) -> None:
         self.remove()
+
+
+def _wait_until_up(netlink: Any, interface: str) -> None:
+    """Wait until an interface transmits.
+
+    The end that was switched on first had no carrier then. That it has one now the kernel notices in its own
+    time, long on a busy machine, and until then it drops, without an error, what is sent there.
+    """
+    (index,) = netlink.link_lookup(ifname=interface)
+    deadline = time.monotonic() + UP_SECONDS
+    while netlink.get_links(index)[0].get_attr("IFLA_OPERSTATE") != "UP":
+        if time.monotonic() > deadline:
+            raise HostError(
+                f"{interface} is not up after {UP_SECONDS:g} s", "look at ip link in its namespace"
+            )
+        time.sleep(0.001)

@@ -120,6 +120,7 @@ def test_pairs_are_disabled_and_enabled_under_traffic(tmp_path: Path) -> None:
         FakeGuest(backend.socket, queue_pairs=4) as guest,
     ):
         first = Traffic(guest.pairs[0])
+        waiting = FrameStream().frame(0)
         with first.going():
             for number in (1, 3, 2, 4, 1, 4):
                 set_enabled(guest, range(number, 4), False)
@@ -129,13 +130,19 @@ def test_pairs_are_disabled_and_enabled_under_traffic(tmp_path: Path) -> None:
                     assert pair.exchange(FrameStream(), 50).received == 50
                 before = [each["tx"]["frames"] for each in pair_counters(backend)[number:]]
                 for pair in guest.pairs[number:]:
-                    pair.send(FrameStream().frame(0))
+                    pair.send(waiting)
                 first.flows()
                 # A pair that is disabled altogether is left alone; its frame waits.
                 assert [each["tx"]["frames"] for each in pair_counters(backend)[number:]] == before
                 set_enabled(guest, range(4), True)
-                for pair in guest.pairs[number:]:
+                for index in range(number, 4):
+                    pair = guest.pairs[index]
                     pair.drain()
+                    # Dropped if it was looked at while only its receive ring was enabled, else it comes back.
+                    if pair_counters(backend)[index]["tx"]["frames"] > before[index - number]:
+                        received = pair.receive()
+                        assert received is not None
+                        assert received.data == waiting
                     assert pair.exchange(FrameStream(), 50).received == 50
 
 

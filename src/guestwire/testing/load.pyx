@@ -21,6 +21,7 @@ from guestwire.testing.faults import DeviceError
 
 cdef enum:
     SLICE_NS = 50000000         # how long the loop keeps from Python
+    PATIENCE_SECONDS = 5        # how long a single frame may be on its way
     AWAY_NS = 20000             # an empty turn takes less, unless the CPU was others'
     SPINS = 64                  # empty turns before a shared CPU is offered to others
     TRIPS_MOST = 1000000        # round trips that are remembered
@@ -214,6 +215,8 @@ cdef class Load:
     def round_trips(self, seconds):
         """Send one frame after the other through the first pair for some seconds, after `drain`.
 
+        Each is waited for, so that one that takes long counts, too, and there is one on any machine.
+
         Returns:
             For each frame the nanoseconds until it was back, or, if frames do not return, its buffer.
 
@@ -225,17 +228,17 @@ cdef class Load:
         cdef uint64_t end = now_ns() + <uint64_t>(seconds * 1e9)
         cdef uint64_t slice_end, start
         cdef uint64_t count = 0
-        cdef int back = 1
+        cdef int back = 1  # 0: a frame did not come back
         trips = array.array("Q", bytes(8 * TRIPS_MOST))
         cdef uint64_t[::1] times = trips
-        while count < TRIPS_MOST and now_ns() < end:
+        while back and count < TRIPS_MOST and (count == 0 or now_ns() < end):
             slice_end = min(now_ns() + SLICE_NS, end)
             with nogil:
                 while count < TRIPS_MOST:
                     start = now_ns()
-                    if start >= slice_end:
+                    if count > 0 and start >= slice_end:
                         break
-                    back = one_trip(s, end)
+                    back = one_trip(s, start + PATIENCE_SECONDS * <uint64_t>1000000000)
                     if back != 1:
                         break
                     times[count] = now_ns() - start

@@ -83,7 +83,8 @@ def test_a_killed_process_is_in_nobodys_way(tmp_path: Path) -> None:
 
 def test_status_shows_nothing_stale(tmp_path: Path) -> None:
     with Backend(tmp_path, "echo") as backend:
-        assert backend.guest()["state"] == "listening"  # which asks for this process alone
+        (guest,) = json.loads(backend.run("status", "--json").stdout)["guests"]
+        assert guest["state"] == "listening"
         backend.process.kill()
         backend.process.wait()
         answer = backend.run("status", "--json")
@@ -109,6 +110,8 @@ def test_status_shows_all_processes_that_answer(tmp_path: Path) -> None:
                 "guest": "echo",
                 "other": "null",
             }
+            alone = json.loads(one.run("status", "--json", "--pid", str(one.pid)).stdout)
+            assert alone == {"guests": [guest for guest in every if guest["name"] == "guest"]}
             table = one.run("status").stdout
             assert "guest" in table
             assert "other" in table

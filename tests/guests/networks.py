@@ -93,14 +93,14 @@ def set_offloads(namespace: Namespace, interface: str, wanted: bool) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def add_ipv6(far: NamedNamespace, interface: str, guest: Guest) -> IPv6Peer:
-    """Give the guest and its peer's interface IPv6 addresses, known at once to be nobody else's."""
+def add_ipv6(far: NamedNamespace, interface: str, guest: Guest, name: str = "eth0") -> IPv6Peer:
+    """Give the guest's and its peer's interface IPv6 addresses, known at once to be nobody else's."""
     with far.netlink() as netlink:
         far.call(lambda: _enable_ipv6(interface))
         (index,) = netlink.link_lookup(ifname=interface)
         netlink.addr("add", index=index, address=PEER_IPV6, prefixlen=IPV6_PREFIX_LENGTH)
-    guest.check("echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad")
-    guest.check(f"ip -6 addr add {GUEST_IPV6}/{IPV6_PREFIX_LENGTH} dev eth0")
+    guest.check(f"echo 0 >/proc/sys/net/ipv6/conf/{name}/accept_dad")
+    guest.check(f"ip -6 addr add {GUEST_IPV6}/{IPV6_PREFIX_LENGTH} dev {name}")
     return IPv6Peer(far)
 
 

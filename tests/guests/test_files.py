@@ -1,30 +1,32 @@
 """Files arrive as they were sent, and nobody sees a wrong checksum: ports, modes, IP versions, MTUs.
 
-With GUESTWIRE_SOAK=1 the files have 256 MiB and both guests try everything.
+There is one guest of each kind, with an interface on every port. With GUESTWIRE_SOAK=1 the files have 256 MiB
+and both guests try everything.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from backend.process import Backend
 from guests import checksums
+from guests.attached import Attached, Place, booted, booted_on_demand
 from guests.networks import BridgedWire, add_ipv6, set_offloads
 from guestwire.errors import HostError
 from guestwire.testing import Wire, images, transfer
-from guestwire.testing.guests import Guest, QemuGuest, UmlGuest, VhostUserDevice
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 SOAK = "GUESTWIRE_SOAK" in os.environ
 MIB = 1 << 20
 SIZE = {"uml": 256 * MIB, "qemu": 256 * MIB} if SOAK else {"uml": 16 * MIB, "qemu": 8 * MIB}
-MEMORY_MIB = 768 if SOAK else 256
+MEMORY_MIB = 1024 if SOAK else 256
 TIMEOUT = 600.0
 
 PORTS = {
@@ -51,45 +53,49 @@ USUALLY = {
     # An emulated guest takes its time.
     "qemu": {("tap", 1500), ("direct", 9000)},
 }
+# With IPv6, which is a module in one kernel and must not be switched off in the other.
+GUESTS = {"uml": {"modules": ["ipv6"]}, "qemu": {"kernel_options": "ipv6.disable=0"}}
+
+Interfaces = Mapping[tuple[str, int], Attached]
 
 
-def cases() -> Iterator[tuple[str, str, int]]:
-    for kind, usual in USUALLY.items():
-        for port, mtu in itertools.product(PORTS, MTUS):
-            if SOAK or (port, mtu) in usual:
-                yield kind, port, mtu
+def cases(kind: str) -> list[tuple[str, int]]:
+    return [case for case in itertools.product(PORTS, MTUS) if SOAK or case in USUALLY[kind]]
 
 
-def make_guest(kind: str, socket: Path, mtu: int) -> Guest:
-    """A guest with IPv6, which is a module in one kernel and must not be switched off in the other."""
-    if kind == "uml":
-        return UmlGuest([VhostUserDevice(socket)], memory_mib=MEMORY_MIB, modules=["ipv6"])
-    device = VhostUserDevice(socket, options={"host_mtu": str(mtu)})
-    return QemuGuest([device], memory_mib=MEMORY_MIB, kernel_options="ipv6.disable=0")
+def place(kind: str, port: str, mtu: int) -> Place:
+    network = BridgedWire if port.startswith("tap") else Wire
+    options = {"host_mtu": str(mtu)} if kind == "qemu" else {}
+    return Place(PORTS[port], lambda: network(mtu), options)
 
 
-@pytest.fixture(autouse=True)
-def programs() -> None:
+@pytest.fixture(scope="module")
+def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Interfaces]]:
     for name in ("ethtool", "tcpdump"):
         try:
             images.installed(name)
         except HostError as error:
             pytest.skip(str(error))
 
+    def interfaces(kind: str) -> AbstractContextManager[Interfaces]:
+        places = {case: place(kind, *case) for case in cases(kind)}
+        return booted(kind, places, tmp_path_factory.mktemp("files"), memory_mib=MEMORY_MIB, **GUESTS[kind])
 
-@pytest.mark.parametrize(("kind", "port", "mtu"), list(cases()))
-def test_files_arrive_and_checksums_are_right(tmp_path: Path, kind: str, port: str, mtu: int) -> None:
-    network = BridgedWire if port.startswith("tap") else Wire
-    with (
-        network(mtu) as wire,
-        Backend(tmp_path, PORTS[port], namespace=wire.near.name) as backend,
-        make_guest(kind, backend.socket, mtu) as guest,
-    ):
-        if port.startswith("unfinished"):
-            set_offloads(wire.far, wire.peer_interface, True)
-        assert int(guest.check("cat /sys/class/net/eth0/mtu")) == mtu
-        guest.check(f"ip addr add {wire.guest_address}/{wire.prefix_length} dev eth0; ip link set eth0 up")
-        peers = (wire, add_ipv6(wire.far, wire.peer_interface, guest))
+    with booted_on_demand(interfaces) as boot:
+        yield boot
+
+
+@pytest.mark.parametrize(("kind", "port", "mtu"), [(kind, *case) for kind in USUALLY for case in cases(kind)])
+def test_files_arrive_and_checksums_are_right(
+    tmp_path: Path, boot: Callable[[str], Interfaces], kind: str, port: str, mtu: int
+) -> None:
+    interface = boot(kind)[port, mtu]
+    guest, wire, name = interface.guest, interface.network, interface.name
+    if port.startswith("unfinished"):
+        set_offloads(wire.far, wire.peer_interface, True)
+    assert int(guest.check(f"cat /sys/class/net/{name}/mtu")) == mtu
+    with interface.configured():
+        peers = (wire, add_ipv6(wire.far, wire.peer_interface, guest, name))
         for peer in peers:
             guest.wait_until(f"ping -c 1 -W 1 {peer.peer_address}")
             assert transfer.to_guest(peer, guest, SIZE[kind], TIMEOUT).intact
@@ -99,7 +105,7 @@ def test_files_arrive_and_checksums_are_right(tmp_path: Path, kind: str, port: s
             assert seen.good > SIZE[kind] / mtu / 2
         assert checksums.errors(guest.check(checksums.COUNTERS)) == {}
         assert checksums.errors(wire.far.run(["sh", "-c", checksums.COUNTERS]).stdout) == {}
-        check_counters(backend, port, mtu)
+        check_counters(interface.backend, port, mtu)
 
 
 def check_counters(backend: Backend, port: str, mtu: int) -> None:

@@ -1,25 +1,20 @@
 """What a guest's driver and a TAP interface say they can do is what was negotiated (``ethtool -k``).
 
-A guest takes long to boot, so there is one of each kind, with an interface on every port and for every
-driver: each of these has a network and a backend of its own.
+There is one guest of each kind, with an interface on every port and for every driver.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
 import pytest
 
-from backend.process import Backend
+from guests.attached import Attached, Place, booted, booted_on_demand
 from guests.networks import TapHost
 from guestwire.errors import HostError
 from guestwire.testing import Wire, images
-from guestwire.testing.guests import Guest, QemuGuest, UmlGuest, VhostUserDevice
 from guestwire.virtio.features import Feature
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -79,36 +74,7 @@ INTERFACES: dict[str, list[tuple[str, str]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Driven:
-    """An interface of a guest, and who serves it."""
-
-    guest: Guest
-    name: str
-    network: TapHost | Wire
-    backend: Backend
-
-    def compare(self) -> set[str]:
-        """Driver and interface say what was negotiated. Return these offloads."""
-        negotiated: list[str] = self.backend.guest()["features"]
-        offloads = self.accepted()
-        assert offloads == [feature.name for feature in OFFLOADS if feature.name in negotiated]
-        driver = told(self.guest.check(f"ethtool -k {self.name}"))
-        assert driver[ALWAYS_ON]
-        assert {name: driver[name] for name in DRIVER} == expected(DRIVER, negotiated)
-        if isinstance(self.network, TapHost):
-            interface = told(self.network.near.run(["ethtool", "-k", self.network.interface]).stdout)
-            # A kernel that cannot leave UDP segmentation to the interface has no word for it either.
-            assert {name: interface.get(name, False) for name in TAP} == expected(TAP, negotiated)
-        return set(offloads)
-
-    def accepted(self) -> list[str]:
-        """The offloads that the driver has accepted, by what it says itself: a digit for each feature bit."""
-        digits = self.guest.check(f"cat /sys/class/net/{self.name}/device/features").strip()
-        return [str(feature.name) for feature in OFFLOADS if digits[feature.bit_length() - 1] == "1"]
-
-
-Interfaces = Mapping[tuple[str, str], Driven]  # by port and driver
+Interfaces = Mapping[tuple[str, str], Attached]  # by port and driver
 
 
 def told(listing: str) -> dict[str, bool]:
@@ -122,44 +88,46 @@ def expected(table: Mapping[str, tuple[str, ...]], negotiated: list[str]) -> dic
     return {name: any(each in negotiated for each in any_of) for name, any_of in table.items()}
 
 
-def make_guest(kind: str, sockets: Sequence[Path]) -> Guest:
-    devices = [
-        VhostUserDevice(socket, options=dict.fromkeys(DRIVERS[driver], "off"))
-        for socket, (_, driver) in zip(sockets, INTERFACES[kind], strict=True)
-    ]
-    guest = UmlGuest if kind == "uml" else QemuGuest
-    return guest(devices, memory_mib=256, programs=["ethtool"])
+def accepted(interface: Attached) -> list[str]:
+    """The offloads that the driver has accepted, by what it says itself: a digit for each feature bit."""
+    digits = interface.guest.check(f"cat /sys/class/net/{interface.name}/device/features").strip()
+    return [str(feature.name) for feature in OFFLOADS if digits[feature.bit_length() - 1] == "1"]
 
 
-@contextlib.contextmanager
-def booted(kind: str, folder: Path) -> Iterator[Interfaces]:
-    """A guest with its interfaces."""
-    with contextlib.ExitStack() as stack:
-        served: list[tuple[TapHost | Wire, Backend]] = []
-        for number, (port, _) in enumerate(INTERFACES[kind]):
-            network = stack.enter_context(TapHost() if port.startswith("tap") else Wire())
-            place = folder / str(number)
-            place.mkdir()
-            backend = Backend(place, PORTS[port], namespace=network.near.name)
-            served.append((network, stack.enter_context(backend)))
-        guest = stack.enter_context(make_guest(kind, [backend.socket for _, backend in served]))
-        yield {
-            which: Driven(guest, f"eth{number}", *of)
-            for number, (which, of) in enumerate(zip(INTERFACES[kind], served, strict=True))
-        }
+def compare(interface: Attached) -> set[str]:
+    """Driver and interface say what was negotiated. Return these offloads."""
+    negotiated: list[str] = interface.backend.guest()["features"]
+    offloads = accepted(interface)
+    assert offloads == [feature.name for feature in OFFLOADS if feature.name in negotiated]
+    driver = told(interface.guest.check(f"ethtool -k {interface.name}"))
+    assert driver[ALWAYS_ON]
+    assert {name: driver[name] for name in DRIVER} == expected(DRIVER, negotiated)
+    network = interface.network
+    if isinstance(network, TapHost):
+        tap = told(network.near.run(["ethtool", "-k", network.interface]).stdout)
+        # A kernel that cannot leave UDP segmentation to the interface has no word for it either.
+        assert {name: tap.get(name, False) for name in TAP} == expected(TAP, negotiated)
+    return set(offloads)
+
+
+def place(port: str, driver: str) -> Place:
+    network = TapHost if port.startswith("tap") else Wire
+    return Place(PORTS[port], network, dict.fromkeys(DRIVERS[driver], "off"))
 
 
 @pytest.fixture(scope="module")
 def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Interfaces]]:
-    """Boots a guest of a kind when it is first asked for, and keeps it."""
     try:
         images.installed("ethtool")
     except HostError as error:
         pytest.skip(str(error))
-    with contextlib.ExitStack() as stack:
-        yield functools.cache(
-            lambda kind: stack.enter_context(booted(kind, tmp_path_factory.mktemp("offloads")))
-        )
+
+    def interfaces(kind: str) -> AbstractContextManager[Interfaces]:
+        places = {each: place(*each) for each in INTERFACES[kind]}
+        return booted(kind, places, tmp_path_factory.mktemp("offloads"), programs=["ethtool"])
+
+    with booted_on_demand(interfaces) as boot:
+        yield boot
 
 
 @pytest.mark.parametrize(
@@ -167,7 +135,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], I
     [(kind, port) for kind, pairs in INTERFACES.items() for port, driver in pairs if driver == "everything"],
 )
 def test_a_driver_shows_what_was_negotiated(boot: Callable[[str], Interfaces], kind: str, port: str) -> None:
-    negotiated = boot(kind)[port, "everything"].compare()
+    negotiated = compare(boot(kind)[port, "everything"])
     if port in WITH_OFFLOADS:
         assert negotiated >= {"VIRTIO_NET_F_CSUM", "VIRTIO_NET_F_HOST_TSO4", "VIRTIO_NET_F_HOST_TSO6"}
     else:
@@ -179,6 +147,6 @@ def test_a_driver_shows_what_was_negotiated(boot: Callable[[str], Interfaces], k
 def test_a_tap_interface_does_what_a_driver_does_not_accept(
     boot: Callable[[str], Interfaces], driver: str
 ) -> None:
-    negotiated = boot("qemu")["tap", driver].compare()
+    negotiated = compare(boot("qemu")["tap", driver])
     assert negotiated.isdisjoint(f"VIRTIO_NET_F_{name.upper()}" for name in DRIVERS[driver])
     assert bool(negotiated) == (driver != "nothing")

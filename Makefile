@@ -28,6 +28,10 @@ install = PATH="$(CURDIR)/$(1)/bin:$$PATH" \
 SANITIZERS := -Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_checks=true \
 	-Csetup-args=-Db_sanitize=address,undefined -Csetup-args=-Db_lundef=false
 
+# What takes long in tests is guests that boot, each on a processor of its own. tests/conftest.py says which
+# tests stay together.
+PARALLEL := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
+
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab lab-nested build lint debug fuzz bench bench-tcp soak soak-files clean setup setup-test
@@ -40,7 +44,7 @@ demo: $(VENV)/.built ## boot a guest, put it on a wire through guestwire, measur
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/guestwire demo
 
 test: setup-test $(VENV)/.built $(VENV)/.test-tools ## run all tests that this machine can run
-	@$(AS_ROOT) $(CURDIR)/$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+	@$(AS_ROOT) $(CURDIR)/$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGUMENTS)
 
 lab: setup-test $(VENV)/.built $(VENV)/.test-tools ## prove zero copy on a NIC, in a machine that has one
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/python -m pytest tests/lab $(PYTEST_ARGUMENTS)
@@ -61,7 +65,7 @@ lint: $(VENV)/.built $(VENV)/.lint-tools ## check style, types, and the stubs of
 debug: $(DEBUG_VENV)/.built ## run the unit and model tests under sanitizers, with bounds checks
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
-		$(DEBUG_VENV)/bin/python -m pytest --capture=sys tests/unit tests/model
+		$(DEBUG_VENV)/bin/python -m pytest --capture=sys $(PARALLEL) tests/unit tests/model
 
 fuzz: $(DEBUG_VENV)/.built ## feed whatever reads headers with nonsense, each for FUZZ_SECONDS, under sanitizers
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \

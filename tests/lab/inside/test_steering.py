@@ -5,6 +5,7 @@ QEMU's igb is an 82576: it has RSS, and its driver lists flow rules but takes no
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import time
@@ -24,6 +25,9 @@ from lab.machine import NIC, NIC_ADDRESS, PEER_ADDRESS
 
 QUEUES = 4
 FLOWS = 64
+# RSS adds up words of its key, which is a random one, for the bits in which addresses differ. A few bits may
+# add up to half of the table and no more: these addresses (RFC 2544) differ in seventeen.
+SOURCES = [0xC6120000 + low for low in random.Random(2010).sample(range(1 << 17), FLOWS)]
 GUEST = "52:54:00:00:00:09"
 IPV4, ARP = 0x0800, 0x0806
 
@@ -44,8 +48,10 @@ def received() -> list[int]:
 
 def frame(ethertype: int, flow: int) -> bytes:
     addresses = bytes.fromhex((NIC_ADDRESS + PEER_ADDRESS).replace(":", ""))
-    # An IPv4 header with the next protocol UDP, from 192.0.2.flow to 192.0.2.2.
-    header = bytes.fromhex("4500002e0000000040110000") + bytes([192, 0, 2, flow, 192, 0, 2, 2])
+    # An IPv4 header with the next protocol UDP, to 192.0.2.2.
+    header = (
+        bytes.fromhex("4500002e0000000040110000") + SOURCES[flow].to_bytes(4, "big") + bytes([192, 0, 2, 2])
+    )
     payload = header if ethertype == IPV4 else b""
     return (addresses + ethertype.to_bytes(2, "big") + payload).ljust(60, b"\0")
 

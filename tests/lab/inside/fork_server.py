@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Listener
+from pathlib import Path
 from typing import NoReturn
 
 from guestwire.cli.main import app, main
@@ -31,7 +32,8 @@ def serve(path: str) -> NoReturn:
     with contextlib.suppress(GuestwireError):
         app(["status"], standalone_mode=False)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for these processes
-    with Listener(path) as listener:
+    with Listener(f"{path}.new") as listener:
+        Path(f"{path}.new").rename(path)  # whoever finds it can connect
         while True:
             connection = listener.accept()
             if os.fork() == 0:

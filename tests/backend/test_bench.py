@@ -18,7 +18,9 @@ import pytest
 from backend.process import wait_until
 
 COMMAND = (sys.executable, "-m", "guestwire", "bench")
-SHORT = ("--rings", "256", "--queue-pairs", "1", "--windows", "2", "--seconds", "0.05")
+# Within a window both sides have a processor now and then, on a busy machine, too.
+SECONDS = ("--seconds", "0.25")
+SHORT = ("--rings", "256", "--queue-pairs", "1", "--windows", "2", *SECONDS)
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_echo_with_every_kind_of_frame(folder: Path) -> None:
 
 def test_null_with_two_queue_pairs(folder: Path) -> None:
     figures = folder / "bench.json"
-    options = ("--sizes", "64", "--rings", "64", "--queue-pairs", "2", "--windows", "1", "--seconds", "0.05")
+    options = ("--sizes", "64", "--rings", "64", "--queue-pairs", "2", "--windows", "1", *SECONDS)
     done = bench(folder, "--port", "null", *options, "--json", str(figures))
     assert done.returncode == 0, done.stderr
     (result,) = results(figures.read_text())

@@ -21,6 +21,8 @@ cdef struct pair_work:
     bint notified               # notifications were enabled, and not disabled since
     # The worker's.
     bint resting                # nothing was there when the worker slept, and no event has come since
+    bint port_watched           # the port's descriptor wakes the worker
+    uint32_t moving_passes      # since the worker's last sleep
     uint32_t idle_passes
     uint64_t looked_at          # the worker's `work` at the last pass
     # What was taken from the rings and not yet by the port.

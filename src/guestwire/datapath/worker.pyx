@@ -25,68 +25,37 @@ cdef extern from "<poll.h>" nogil:
     const short POLLIN
 
 from guestwire.datapath.atomics cimport cpu_relax, load_acquire_u32, store_release_u32
-from guestwire.datapath.coalescing cimport calls_due, holds_calls, now_ns
+from guestwire.datapath.coalescing cimport holds_calls, now_ns
 from guestwire.datapath.epoll cimport (
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
-    EPOLLERR,
     EPOLLET,
     EPOLLIN,
     epoll_create1,
     epoll_ctl,
     epoll_event,
-    epoll_wait,
-    epoll_wait_ns,
 )
-from guestwire.datapath.queue_pair cimport (
-    QueuePair,
-    pair_work,
-    queue_pair_ask_for_kicks,
-    queue_pair_make_calls,
-    queue_pair_pass,
+from guestwire.datapath.queue_pair cimport QueuePair, pair_work, queue_pair_pass
+from guestwire.datapath.worker_sleep cimport (
+    BUSY_PORT_TIMEOUT_MS,
+    KICK,
+    KIND_BITS,
+    MOST_PAIRS,
+    WAKE,
+    sleep_until_event,
+    unwatch_port,
+    worker,
 )
 
 cdef enum:
-    MOST_PAIRS = 64
-    EVENTS = 64                 # taken from epoll in one go
-    BUSY_PORT_TIMEOUT_MS = 1    # how long to sleep when a port must be polled again
-    BUSY_PORT_TIMEOUT_MOST_MS = 64
+    MANY_PASSES = 256           # that moved something since the last sleep
     FEW_PASSES = 4              # with nothing to do, until a pair is looked at less often
     # A look at an idle pair costs up to as much as moving a frame. It is taken once in so many frames and
     # buffers that the others moved (a frame that is sent back is four), times the number of pairs: all idle
     # pairs together slow the busy ones down by some percent.
     MOVED_PER_LOOK = 64
     LOOK_NS = 1000000           # and no less often than that: frames may be long, and system calls slow
-    # What is watched, beside the pair's number in the upper bits.
-    WAKE = 0
-    KICK = 1
-    PORT = 2
-    KIND_BITS = 2
-
-cdef struct pair_list:
-    uint32_t count
-    pair_work *pairs[MOST_PAIRS]
-
-cdef struct worker:
-    pair_list now               # the loop's
-    bint moving                 # the last round moved something
-    bint look                   # the next round is to leave no pair out
-    uint32_t since_clock        # moved since the clock was last read for that
-    uint64_t all_looked_at      # when a round last left none out
-    uint64_t work               # frames and buffers moved, and rounds that moved none
-    uint64_t poll_ns            # how long to poll before sleeping, now
-    uint64_t poll_ns_most
-    uint64_t idle_since         # 0: not idle
-    uint64_t polled_at          # while idle: when a round last moved nothing
-    int busy_timeout_ms         # how long to sleep at most when a port must be polled again
-    int epoll_fd
-    int wake_fd                 # wakes the loop
-    int taken_fd                # tells that `next` was taken over
-    # The control side's, until `taken` is `wanted` again.
-    pair_list next
-    uint32_t wanted
-    uint32_t taken
 
 
 cdef inline void signal(int fd) noexcept nogil:
@@ -115,6 +84,15 @@ cdef bint is_time_to_look(worker *w, uint32_t moved) noexcept nogil:
     return True
 
 
+cdef inline void note_moving(worker *w, pair_work *p) noexcept nogil:
+    """A pair moves frames: if it goes on doing so, its port is not watched until the next sleep."""
+    p.idle_passes = 0
+    p.resting = False
+    p.moving_passes += 1
+    if p.port_watched and p.moving_passes >= MANY_PASSES:
+        unwatch_port(w, p)
+
+
 cdef uint32_t make_round(worker *w) noexcept nogil:
     """Make a pass over each pair that may have work; return how much moved."""
     cdef pair_work *p
@@ -128,8 +106,7 @@ cdef uint32_t make_round(worker *w) noexcept nogil:
         p.looked_at = w.work
         p.idle_passes += 1
         if moved:
-            p.idle_passes = 0
-            p.resting = False
+            note_moving(w, p)
             all_moved += moved
     w.moving = all_moved > 0
     w.work += all_moved if all_moved else 1
@@ -137,98 +114,13 @@ cdef uint32_t make_round(worker *w) noexcept nogil:
     return all_moved
 
 
-cdef bint ask_for_kicks(worker *w, bint *busy) noexcept nogil:
-    """Let every pair rest; return whether work is there already."""
-    cdef pair_work *p
-    cdef uint32_t i
-    cdef bint more = False
-    cdef bint poll_again
-    busy[0] = False
-    for i in range(w.now.count):
-        p = w.now.pairs[i]
-        if p.ended:
-            continue
-        # Nobody kicks a ring without a kick descriptor.
-        poll_again = p.port.busy or p.pair.rx.kick_fd < 0 or p.pair.tx.kick_fd < 0
-        busy[0] |= poll_again
-        p.resting = not poll_again
-        if queue_pair_ask_for_kicks(p):
-            more = True
-            p.resting = False
-            p.idle_passes = 0
-    return more
-
-
-cdef void note_event(worker *w, const epoll_event *event) noexcept nogil:
-    """Look soon at the pair that an event is for; at all of them, when another thread woke us."""
-    cdef uint64_t kind = event.data.u64 & ((1 << KIND_BITS) - 1)
-    cdef pair_work *p
-    cdef uint32_t i
-    for i in range(w.now.count):
-        p = w.now.pairs[i]
-        if kind != WAKE and p.index != event.data.u64 >> KIND_BITS:
-            continue
-        p.resting = False
-        p.idle_passes = 0
-        if kind == KICK:
-            # The wish that it answers is used up, whatever the next pass finds.
-            p.rx_asked = p.tx_asked = False
-            p.pair.counters.kicks += 1
-        if kind == PORT and event.events & EPOLLERR:
-            p.port.gone = True
-
-
-cdef uint64_t first_call_due(worker *w) noexcept nogil:
-    """Return when the first of all calls that are held back must be made, in ns; 0 if there is none."""
-    cdef uint64_t first = 0
-    cdef uint64_t due
-    cdef uint32_t i
-    for i in range(w.now.count):
-        due = calls_due(&w.now.pairs[i].pair.calls)
-        if due and (first == 0 or due < first):
-            first = due
-    return first
-
-
-cdef int wait_for_events(worker *w, epoll_event *events, bint busy, uint64_t now) noexcept nogil:
-    """Sleep, but for the calls that are held back: all are made when the first must be."""
-    cdef uint64_t due = first_call_due(w)
-    cdef uint64_t left = due - now if due > now else 0
-    cdef uint32_t i
-    cdef int n = 0
-    if due and not (busy and left > <uint64_t>w.busy_timeout_ms * 1000000):
-        if left:
-            n = epoll_wait_ns(w.epoll_fd, events, EVENTS, left)
-        if n > 0:
-            return n
-        for i in range(w.now.count):
-            queue_pair_make_calls(w.now.pairs[i])
-    return epoll_wait(w.epoll_fd, events, EVENTS, w.busy_timeout_ms if busy else -1)
-
-
-cdef void sleep_until_event(worker *w) noexcept nogil:
-    cdef epoll_event events[EVENTS]
-    cdef bint busy
-    cdef int i, n
-    if ask_for_kicks(w, &busy):
-        return
-    n = wait_for_events(w, events, busy, now_ns())
-    if n == 0:
-        w.busy_timeout_ms = min(2 * w.busy_timeout_ms, BUSY_PORT_TIMEOUT_MOST_MS)
-    for i in range(n):
-        note_event(w, &events[i])
-    w.now.pairs[0].pair.counters.sleeps += 1
-    # Adaptive polling: worth its while where work comes within the longest time that we poll, else in vain.
-    if now_ns() - w.idle_since < w.poll_ns_most:
-        w.poll_ns = min(max(2 * w.poll_ns, 1000), w.poll_ns_most)
-    else:
-        w.poll_ns = w.poll_ns // 2
-
-
 cdef inline void take_over_changes(worker *w) noexcept nogil:
     # What the control side did to the pairs that come is visible with it; pairs with `_hand_over`.
     cdef uint32_t wanted = load_acquire_u32(&w.wanted)
+    cdef uint32_t i
     if wanted != w.taken:
+        for i in range(w.now.count):
+            unwatch_port(w, w.now.pairs[i])     # some may leave; the others are watched when we sleep
         w.now = w.next
         # Orders all that we did to the pairs that leave before this; pairs with `is_taken`.
         store_release_u32(&w.taken, wanted)
@@ -311,7 +203,7 @@ cdef class WorkLoop:
         return 0
 
     cdef void _unwatch(self, QueuePair pair) noexcept:
-        for fd in (pair.rx.ring.kick_fd, pair.tx.ring.kick_fd, pair.w.port.fd):
+        for fd in (pair.rx.ring.kick_fd, pair.tx.ring.kick_fd):
             if fd >= 0:
                 epoll_ctl(self.w.epoll_fd, EPOLL_CTL_DEL, fd, NULL)
 
@@ -339,7 +231,6 @@ cdef class WorkLoop:
         try:
             self._watch(pair.rx.ring.kick_fd, KICK, pair.w.index)
             self._watch(pair.tx.ring.kick_fd, KICK, pair.w.index)
-            self._watch(pair.w.port.fd, PORT, pair.w.index)
         except OSError:
             self._unwatch(pair)
             raise

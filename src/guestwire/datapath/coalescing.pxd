@@ -22,7 +22,7 @@ cdef struct coalescing:
     uint32_t most_returned      # ... and for how many buffers
     held_call rx
     held_call tx
-    uint64_t frames_seen        # of those received over a wire
+    uint64_t frames_seen        # of those received over a wire, while a call for them is owed
 
 cdef inline uint64_t now_ns() noexcept nogil:
     cdef timespec t

@@ -11,7 +11,12 @@ from libc.string cimport memcpy
 from posix.unistd cimport write
 
 from guestwire.datapath.abi cimport net_header, used_element
-from guestwire.datapath.atomics cimport fence_seq_cst, load_relaxed_u32, store_relaxed_u32
+from guestwire.datapath.atomics cimport (
+    fence_seq_cst,
+    load_acquire_u32,
+    load_relaxed_u32,
+    store_relaxed_u32,
+)
 from guestwire.datapath.coalescing cimport coalesce_call
 from guestwire.datapath.frames cimport ADDRESSES, deliver, piece
 from guestwire.datapath.mutex cimport pthread_mutex_t
@@ -35,13 +40,15 @@ cdef struct inlet:
     bint asked                  # the driver is to kick at its next buffer
     bint stalled                # a frame waited for buffers in vain, and there were none since
     bint told                   # of what is broken
-    uint64_t frames_before      # that had come when somebody entered
+    uint64_t frames_before      # that had come when somebody entered, or chains were last pushed
+    uint64_t frames_at_enter    # the same when somebody entered
     uint64_t bytes_before
     uint32_t element_count
     used_element elements[INLET_ELEMENTS]       # filled, and not in the used ring yet
     # For the worker of the guest, which has no lock to wait for.
     uint32_t waited_for
     uint32_t call_owed
+    uint64_t frames_at_wish     # that had come before the burst that the call is owed for
     int wake_fd                 # wakes it; only used by whoever has the lock
 
 cdef inline void signal(int fd) noexcept nogil:
@@ -129,18 +136,23 @@ cdef inline void inlet_call(inlet *i, pair_context *pair) noexcept nogil:
 
     A sender does not do that itself: the guest's frontend can make whoever writes to its descriptor wait.
     """
+    # Acquire: what the wish was for is read after it; pairs with inlet_leave.
+    cdef bint wanted = load_acquire_u32(&i.call_owed)
     cdef uint64_t now = 0
     cdef uint64_t frames
-    if load_relaxed_u32(&i.call_owed):
+    if wanted:
+        if not pair.calls.rx.owed:
+            pair.calls.frames_seen = i.frames_at_wish
         store_relaxed_u32(&i.call_owed, 0)
         # The call comes after this: for whoever then still sees that one is owed. Pairs with inlet_leave.
         fence_seq_cst()
-        if pair.calls.most_ns:
-            # Another worker counts them meanwhile: what is not seen now is with its next call.
-            frames = pair.counters.rx.frames
-            coalesce_call(&pair.calls, &pair.calls.rx, pair.rx, True,
-                          <uint32_t>(frames - pair.calls.frames_seen), &pair.counters.rx_calls, &now)
-            pair.calls.frames_seen = frames
-            return
-        ring_call(pair.rx)
-        pair.counters.rx_calls += 1
+    if pair.calls.most_ns == 0:
+        if wanted:
+            ring_call(pair.rx)
+            pair.counters.rx_calls += 1
+    elif wanted or pair.calls.rx.owed:
+        # Another worker counts them meanwhile: what is not seen now is seen in the next pass.
+        frames = pair.counters.rx.frames
+        coalesce_call(&pair.calls, &pair.calls.rx, pair.rx, wanted,
+                      <uint32_t>(frames - pair.calls.frames_seen), &pair.counters.rx_calls, &now)
+        pair.calls.frames_seen = frames

@@ -9,12 +9,12 @@ own.
 
 from libc.stdint cimport uint8_t, uint32_t
 
+from guestwire.datapath.atomics cimport store_release_u32
 from guestwire.datapath.counters cimport COPY_PORT, DROP_TOO_LONG, direction_counters
 from guestwire.datapath.frames cimport DELIVER_LATER, DELIVER_NEVER, HEADER_FIELDS, deliver, fill_chain
 from guestwire.datapath.mutex cimport pthread_mutex_lock, pthread_mutex_unlock
 from guestwire.datapath.ring cimport (
     chain,
-
     ring_disable_notifications,
     ring_enable_notifications,
     ring_pop,
@@ -41,7 +41,7 @@ cdef bint inlet_enter(inlet *i) noexcept nogil:
     pthread_mutex_lock(&i.lock)
     if not inlet_is_able(i):
         return False
-    i.frames_before = i.pair.counters.rx.frames
+    i.frames_before = i.frames_at_enter = i.pair.counters.rx.frames
     i.bytes_before = i.pair.counters.rx.bytes
     if i.pair.buffers.end - i.pair.buffers.first < BURST_CHAINS // 2:
         refill(i)
@@ -96,7 +96,9 @@ cdef void inlet_leave(inlet *i) noexcept nogil:
             inlet_push(i)
         # The full fence in it comes before we look whether a call is owed already; pairs with inlet_call.
         if ring_publish(i.pair.rx) and not load_relaxed_u32(&i.call_owed):
-            store_relaxed_u32(&i.call_owed, True)
+            i.frames_at_wish = i.frames_at_enter
+            # Release: what the wish is for comes before it; pairs with inlet_call.
+            store_release_u32(&i.call_owed, True)
             signal(i.wake_fd)
         tell_worker(i)
         look_after_waiters(i)

@@ -69,6 +69,10 @@ class Ring:
         """Set VIRTQ_AVAIL_F_NO_INTERRUPT."""
         self.window.write(self.at + 0x1000, struct.pack("<H", 1))
 
+    def want_calls(self) -> None:
+        """Clear VIRTQ_AVAIL_F_NO_INTERRUPT."""
+        self.window.write(self.at + 0x1000, struct.pack("<H", 0))
+
     def want_call_after(self, used_event: int) -> None:
         """Set used_event: the driver wants to be called for that used element (EVENT_IDX)."""
         self.window.write(self.at + 0x1004 + 2 * self.size, struct.pack("<H", used_event))

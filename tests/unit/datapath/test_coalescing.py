@@ -137,6 +137,36 @@ def test_frames_that_come_over_a_wire_are_coalesced_by_their_receiver(join: Join
         sender.say(receiver)
 
 
+def test_what_came_over_a_wire_before_the_call_was_wanted_does_not_count(join: Join) -> None:
+    sender, receiver = join(), join(coalesce_us=LONG, coalesce_packets=4)
+    receiver.offer(32)
+
+    def hear(count: int) -> int:
+        for _ in range(count):
+            sender.say(receiver)
+            receiver.run()
+        return calls(receiver)[0]
+
+    receiver.rx.want_no_calls()
+    assert hear(10) == 0
+    receiver.rx.want_calls()
+    assert hear(3) == 0
+    assert hear(1) == 1
+
+
+def test_what_comes_over_a_wire_after_the_call_was_wanted_counts(join: Join) -> None:
+    sender, receiver = join(), join(coalesce_us=LONG, coalesce_packets=4)
+    receiver.offer(32)
+    sender.say(receiver)
+    receiver.run()
+    receiver.rx.want_no_calls()
+    for number in range(3):
+        assert calls(receiver)[0] == 0, number
+        sender.say(receiver)
+        receiver.run()
+    assert calls(receiver)[0] == 1
+
+
 # --- a worker that sleeps ----------------------------------------------------------------------------
 
 

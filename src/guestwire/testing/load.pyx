@@ -222,7 +222,7 @@ cdef class Load:
 
         Raises:
             VerificationError: a frame was lost, repeated, out of order or changed.
-            DeviceError: the device broke a rule.
+            DeviceError: the device broke a rule, or a frame did not come back for 5 seconds.
         """
         cdef run_state *s = &self.load.states[0]
         cdef uint64_t end = now_ns() + <uint64_t>(seconds * 1e9)
@@ -231,7 +231,7 @@ cdef class Load:
         cdef int back = 1  # 0: a frame did not come back
         trips = array.array("Q", bytes(8 * TRIPS_MOST))
         cdef uint64_t[::1] times = trips
-        while back and count < TRIPS_MOST and (count == 0 or now_ns() < end):
+        while count < TRIPS_MOST and (count == 0 or now_ns() < end):
             slice_end = min(now_ns() + SLICE_NS, end)
             with nogil:
                 while count < TRIPS_MOST:
@@ -246,6 +246,10 @@ cdef class Load:
             if back < 0:
                 self.load.failed = 0
                 self._fail()
+            if back == 0:
+                raise DeviceError(
+                    f"a frame was on its way for {PATIENCE_SECONDS} s and did not come back",
+                    "look at the backend's log, and whether it runs both rings")
             PyErr_CheckSignals()
         return trips[:count]
 

@@ -141,9 +141,12 @@ class Guestwire(Backend):
         return total(pair["tx"] for pair in pairs)["frames"]
 
     def busy_seconds(self, cpu_seconds: float) -> float | None:
-        # Its idle time is by the clock: that of two workers on one CPU has the other's turns in it.
+        # Its idle time is by the clock: that of two workers on one CPU has the other's turns in it, and that
+        # of one alone what others had of the CPU.
         pairs = self._counted() if self._guests == 1 else None
-        return None if pairs is None else cpu_seconds - sum(p["worker"]["idle_ns"] for p in pairs) / 1e9
+        if pairs is None:
+            return None
+        return max(0.0, cpu_seconds - sum(p["worker"]["idle_ns"] for p in pairs) / 1e9)
 
     def _counted(self) -> list[PairCounters] | None:
         """Read its counters; None if they are another build's, which may count other things."""

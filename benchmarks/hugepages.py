@@ -34,14 +34,18 @@ def reserved(mib: int) -> Iterator[bool]:
                 subprocess.run(["mount", "-t", "hugetlbfs", "nodev", FOLDER], check=True)
                 undo.callback(_umount)
             if missing > 0 and available_mib() >= missing * testpmd.HUGE_PAGE_MIB + SPARE_MIB:
-                undo.callback(_add, -missing)
-                _add(missing)
+                undo.callback(_add, -_add(missing))
         yield testpmd.has_hugepages(mib)
 
 
-def _add(pages: int) -> None:
-    """Have the kernel reserve more or fewer; others may do the same meanwhile."""
-    NUMBER.write_text(f"{max(0, int(NUMBER.read_text()) + pages)}\n")
+def _add(pages: int) -> int:
+    """Have the kernel reserve more or fewer, as far as it finds them; return how many more there are.
+
+    Others may do the same meanwhile.
+    """
+    before = int(NUMBER.read_text())
+    NUMBER.write_text(f"{max(0, before + pages)}\n")
+    return int(NUMBER.read_text()) - before
 
 
 def available_mib() -> int:

@@ -42,6 +42,7 @@ from guestwire.datapath.worker_sleep cimport (
     KICK,
     KIND_BITS,
     MOST_PAIRS,
+    PORT,
     WAKE,
     sleep_until_event,
     unwatch_port,
@@ -231,9 +232,13 @@ cdef class WorkLoop:
         try:
             self._watch(pair.rx.ring.kick_fd, KICK, pair.w.index)
             self._watch(pair.tx.ring.kick_fd, KICK, pair.w.index)
+            self._watch(pair.w.port.fd, PORT, pair.w.index)
         except OSError:
             self._unwatch(pair)
             raise
+        # From now on the worker's: see worker_sleep.pyx.
+        pair.w.port_watched = pair.w.port.fd >= 0
+        pair.w.moving_passes = 0
         pair.w.resting = False
         pair.w.idle_passes = 0
         self.pairs[pair.w.index] = pair

@@ -1,9 +1,9 @@
 # cython: language_level=3
 """A worker's sleep: until a kick, an arrival at a port, a call that is due, or another thread's wish.
 
-Kick descriptors are watched as long as the worker has the pair. A port's is watched only from a sleep on
-until there is much work: for a socket that is watched, the kernel looks for who waits each time that a frame
-has left, which was a tenth of what a frame from a guest to a veth costs.
+Kick descriptors are watched as long as the worker has the pair. A port's is watched until there is much
+work, and again from the next sleep on: for a socket that is watched, the kernel looks for who waits each
+time that a frame has left, which was a tenth of what a frame from a guest to a veth costs.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

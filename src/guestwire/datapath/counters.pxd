@@ -54,7 +54,7 @@ cdef struct pair_counters:
     uint64_t kicks
     uint64_t system_calls       # sendto and recvfrom that woke the kernel
     uint64_t ring_errors
-    uint64_t idle_ns            # that the worker polled in vain
+    uint64_t idle_ns            # from a round in vain to the next one, by the clock, summed up
     uint64_t reserved[14]
 
 cdef class Counters:

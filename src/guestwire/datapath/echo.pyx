@@ -30,6 +30,7 @@ from guestwire.datapath.sent_frame cimport sent_frame, sent_frame_begin, sent_fr
 from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain, put_element
 
 cdef enum:
+    ECHO_ELEMENTS = 2 * BURST_CHAINS    # a frame is begun with BURST_CHAINS left, and takes no more
     NO_ROOM = -2            # for the frame, yet; never GOOD_FRAME or DROP_...
 
 cdef struct echo_port:
@@ -37,7 +38,7 @@ cdef struct echo_port:
     uint32_t sent
     uint32_t received
     used_element sent_elements[BURST_CHAINS]
-    used_element received_elements[2 * BURST_CHAINS]
+    used_element received_elements[ECHO_ELEMENTS]
     piece pieces[BURST_SEGMENTS]
     sent_frame frame            # the one with offloads that is under way
 
@@ -123,7 +124,7 @@ cdef void give_back_run(echo_port *e, burst *frames) noexcept nogil:
     cdef pair_context *pair = e.base.pair
     cdef uint64_t octets
     cdef uint32_t count = deliver_run(
-        pair, frames, pair, BURST_CHAINS - e.received,
+        pair, frames, pair, ECHO_ELEMENTS - e.received,
         &e.sent_elements[e.sent], &e.received_elements[e.received], &octets, NULL)
     frames.first += count
     e.sent += count

@@ -22,6 +22,7 @@ from guestwire.datapath.frames cimport (
     DELIVER_LATER,
     DELIVER_NEVER,
     GOOD_FRAME,
+    LONGEST_FRAME,
     LONGEST_GSO_FRAME,
     check_sent_frame,
     deliver,
@@ -32,7 +33,6 @@ from guestwire.datapath.sent_frame cimport sent_frame, sent_frame_begin, sent_fr
 from guestwire.datapath.ring cimport BURST_CHAINS, burst, chain
 
 cdef enum:
-    LONGEST_FRAME = 65550
     MOST_INTERRUPTIONS = 3
     RECORD_HEADER = 16
     OUTPUT_BYTES = 64 * (LONGEST_GSO_FRAME + RECORD_HEADER)     # a whole burst of the longest frames
@@ -47,7 +47,7 @@ cdef struct pcap_port:
     uint64_t frame_count
     uint64_t next_frame
     uint64_t after_last         # the frame to go on with behind the last: the first, or none
-    uint64_t most_looked_at     # in one burst: it ends although no buffer of the guest holds any of them
+    uint64_t in_vain            # frames since the last that a buffer of the guest could hold
     # Frames from the guest.
     int output_fd
     int output_error            # errno of the write that failed; nothing is written after it
@@ -69,7 +69,7 @@ cdef uint32_t pcap_rx_poll(port_interface *self, const used_element **done) noex
     cdef direction_counters *rx = &pair.counters.rx
     cdef const piece *frame
     cdef uint64_t next_frame = p.next_frame
-    cdef uint64_t left = p.most_looked_at
+    cdef uint32_t left = BURST_CHAINS
     cdef uint64_t frames = 0
     cdef uint64_t bytes = 0
     cdef uint32_t received = 0
@@ -85,7 +85,9 @@ cdef uint32_t pcap_rx_poll(port_interface *self, const used_element **done) noex
             next_frame = p.after_last
         if buffers == DELIVER_NEVER:
             rx.drops[DROP_TOO_LONG] += 1
+            p.in_vain += 1
             continue
+        p.in_vain = 0
         received += buffers
         frames += 1
         bytes += frame.length
@@ -96,6 +98,8 @@ cdef uint32_t pcap_rx_poll(port_interface *self, const used_element **done) noex
     rx.copied_frames[COPY_PORT] += frames
     rx.copied_bytes += bytes
     self.wants_buffers = next_frame < p.frame_count
+    # There may be more behind frames that no buffer holds, but not behind a whole round of them.
+    self.progress = self.wants_buffers and left == 0 and received == 0 and p.in_vain < p.frame_count
     done[0] = p.received_elements
     return received
 
@@ -249,7 +253,6 @@ cdef class PcapPort(Port):
                 p.frames[i].length = length
             p.frame_count = len(places)
             p.after_last = 0 if repeat else p.frame_count
-            p.most_looked_at = max(BURST_CHAINS, p.frame_count)
         if output_fd >= 0:
             p.output = <uint8_t *>calloc(1, OUTPUT_BYTES)
             if p.output == NULL:

@@ -90,6 +90,18 @@ def test_a_repeated_input_that_no_buffer_holds_ends_each_burst() -> None:
     guest.close()
 
 
+def test_a_frame_is_found_behind_many_that_no_buffer_holds() -> None:
+    long, short = bytes(1500), bytes(range(100))
+    guest = Machine(PcapPort(capture(*[long] * 300, short)), mergeable=False)
+    guest.rx.offer((RECEIVE, 512))
+    assert guest.pair.step() > 0
+    assert guest.counted()["rx"]["drops"]["too_long"] == 64  # a pass, and others have their turn
+    guest.run()
+    assert guest.counted()["rx"]["drops"]["too_long"] == 300
+    assert guest.read(RECEIVE + 12, 100) == short
+    guest.close()
+
+
 def test_what_the_guest_sends_is_written_and_can_be_read_back(tmp_path: Path) -> None:
     path = tmp_path / "out.pcap"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)

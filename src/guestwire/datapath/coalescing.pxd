@@ -6,8 +6,8 @@ the burst that it was wanted for, so that they hold for a driver, too, that poll
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from guestwire.datapath.clock cimport now_ns
 from guestwire.datapath.ring cimport ring, ring_call
 
 # A call that is held back.
@@ -23,12 +23,6 @@ cdef struct coalescing:
     held_call rx
     held_call tx
     uint64_t frames_seen        # of those received over a wire, while a call for them is owed
-
-cdef inline uint64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
-
 
 cdef inline bint holds_calls(const coalescing *c) noexcept nogil:
     return c.rx.owed or c.tx.owed

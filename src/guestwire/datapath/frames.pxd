@@ -123,6 +123,20 @@ cdef inline int deliver(
     b.first += 1
     return 1
 
+cdef inline bint has_addresses(const uint8_t *data, const frame_addresses *a) noexcept nogil:
+    """Whether a frame has these addresses; each of its bytes is read once."""
+    cdef uint64_t first
+    cdef uint32_t last
+    memcpy(&first, data, 8)
+    memcpy(&last, data + 8, 4)
+    return first == a.first and last == a.last
+
+
+cdef inline void put_addresses(uint8_t *to, const frame_addresses *a) noexcept nogil:
+    memcpy(to, &a.first, 8)
+    memcpy(to + 8, &a.last, 4)
+
+
 cdef inline uint32_t deliver_run(
     const pair_context *sender, const burst *frames, pair_context *receiver, uint32_t most,
     used_element *sent, used_element *received, uint64_t *octets, const frame_addresses *same
@@ -142,7 +156,6 @@ cdef inline uint32_t deliver_run(
     cdef const chain *from_ = &frames.chains[frames.first]
     cdef const chain *to = &receiver.buffers.chains[receiver.buffers.first]
     cdef frame_addresses known
-    cdef frame_addresses found
     cdef uint64_t total = 0
     cdef uint32_t i, length
     cdef const uint8_t *data
@@ -157,17 +170,13 @@ cdef inline uint32_t deliver_run(
                 or to[i].first_length < receiver_header + length or not asks_for_nothing(data)):
             break
         data += sender_header
-        if same != NULL:
-            memcpy(&found.first, data, 8)
-            memcpy(&found.last, data + 8, 4)
-            if found.first != known.first or found.last != known.last:
-                break
+        if same != NULL and not has_addresses(data, &known):
+            break
         place = receiver_base + to[i].offset
         write_net_header(place, receiver_header, 1)
         copy_frame(place + receiver_header, data, length)
         if same != NULL:
-            memcpy(place + receiver_header, &known.first, 8)
-            memcpy(place + receiver_header + 8, &known.last, 4)
+            put_addresses(place + receiver_header, &known)
         put_element(&sent[i], from_[i].head, 0)
         put_element(&received[i], to[i].head, receiver_header + length)
         total += length

@@ -157,7 +157,7 @@ cdef uint32_t read_list_again(ring *self, uint16_t head, burst *b, chain *c) noe
     return RING_OK
 
 
-cdef inline void go_on(packed_ring *r, uint32_t descriptors, uint32_t lists) noexcept nogil:
+cdef inline void advance_available(packed_ring *r, uint32_t descriptors, uint32_t lists) noexcept nogil:
     """Move next_available behind lists that were taken."""
     cdef uint32_t position = r.next_available + descriptors
     if position >= r.common.size:
@@ -210,7 +210,7 @@ cdef uint32_t read_common_lists(packed_ring *r, burst *b, uint32_t most) noexcep
         i = most
     b.end += i
     b.segment_end += i
-    go_on(r, i, i)
+    advance_available(r, i, i)
     return i
 
 
@@ -231,7 +231,7 @@ cdef uint32_t read_any_list(packed_ring *r, burst *b) noexcept nogil:
     r.common.in_flight[c.head] = taken
     b.end += 1
     b.segment_end += c.segment_count
-    go_on(r, taken, 1)
+    advance_available(r, taken, 1)
     return 1
 
 

@@ -69,7 +69,7 @@ cdef inline uint64_t used_word(uint64_t flags, const used_element *element) noex
     return flags << 48 | <uint64_t>element.id << 32 | element.length
 
 
-cdef inline void go_on(packed_ring *r, uint32_t descriptors) noexcept nogil:
+cdef inline void advance_used(packed_ring *r, uint32_t descriptors) noexcept nogil:
     """Move next_used behind lists that were pushed."""
     cdef uint32_t position = r.next_used + descriptors
     if position >= r.common.size:
@@ -91,7 +91,7 @@ cdef void push_any(packed_ring *r, const used_element *element) noexcept nogil:
     r.common.in_flight[element.id] = 0
     if r.kept != NULL:
         release_kept(r, element.id, descriptors)
-    go_on(r, descriptors)
+    advance_used(r, descriptors)
 
 
 cdef uint32_t push_run(packed_ring *r, const used_element *elements, uint32_t most) noexcept nogil:
@@ -118,7 +118,7 @@ cdef uint32_t push_run(packed_ring *r, const used_element *elements, uint32_t mo
             release_kept(r, id, 1)
     else:
         i = most
-    go_on(r, i)
+    advance_used(r, i)
     return i
 
 

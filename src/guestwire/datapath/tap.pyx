@@ -28,9 +28,9 @@ from libc.errno cimport (
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from guestwire.datapath.abi cimport net_header, used_element
+from guestwire.datapath.clock cimport now_ns
 from guestwire.datapath.counters cimport (
     DROP_BAD_OFFLOAD,
     DROP_NO_BUFFERS,
@@ -47,12 +47,6 @@ from guestwire.datapath.tap_receive cimport tap_rx_poll, tap_rx_post
 cdef enum:
     PATIENCE_NS = 1000000000        # how long the kernel may refuse a frame before it is dropped
     SEND_LATER = -2                 # beside GOOD_FRAME and DROP_...
-
-
-cdef inline uint64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
 
 
 cdef int refused(tap_port *t) noexcept nogil:

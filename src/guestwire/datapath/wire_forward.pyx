@@ -3,11 +3,11 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from guestwire.datapath.abi cimport net_header
 from guestwire.datapath.addresses cimport NOWHERE, addresses_find, addresses_learn
 from guestwire.datapath.atomics cimport load_relaxed_u32
+from guestwire.datapath.clock cimport now_ns
 from guestwire.datapath.counters cimport (
     DROP_NO_BUFFERS,
     DROP_PORT,
@@ -49,12 +49,6 @@ cdef enum:
 
 cdef inline uint64_t destination_of(const frame_addresses *a) noexcept nogil:
     return a.first & <uint64_t>0xFFFFFFFFFFFF
-
-
-cdef inline uint64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
 
 
 cdef inline int learn_source(wire_port *e) noexcept nogil:

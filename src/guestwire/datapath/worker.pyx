@@ -16,16 +16,9 @@ cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, unsigned long value)
     const int PR_SET_TIMERSLACK
 
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long count, int timeout)
-    const short POLLIN
-
 from guestwire.datapath.atomics cimport cpu_relax, load_acquire_u32, store_release_u32
-from guestwire.datapath.coalescing cimport holds_calls, now_ns
+from guestwire.datapath.clock cimport now_ns
+from guestwire.datapath.coalescing cimport holds_calls
 from guestwire.datapath.epoll cimport (
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -36,6 +29,7 @@ from guestwire.datapath.epoll cimport (
     epoll_ctl,
     epoll_event,
 )
+from guestwire.datapath.poll cimport POLLIN, poll, pollfd
 from guestwire.datapath.queue_pair cimport QueuePair, pair_work, queue_pair_pass
 from guestwire.datapath.worker_sleep cimport (
     BUSY_PORT_TIMEOUT_MS,

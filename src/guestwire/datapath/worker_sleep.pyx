@@ -8,7 +8,8 @@ time that a frame has left, which was a tenth of what a frame from a guest to a 
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from guestwire.datapath.coalescing cimport calls_due, now_ns
+from guestwire.datapath.clock cimport now_ns
+from guestwire.datapath.coalescing cimport calls_due
 from guestwire.datapath.epoll cimport (
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,

@@ -13,15 +13,6 @@ from the guest's pages: what is checked is then what is sent, whatever the guest
 from libc.errno cimport EAGAIN, ENETDOWN, ENXIO, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long count, int timeout)
-    const short POLLOUT
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t sendto(int fd, const void *data, size_t size, int flags, const void *address, uint32_t length)
@@ -29,6 +20,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 from guestwire.datapath.abi cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, net_header, used_element, xdp_desc
 from guestwire.datapath.atomics cimport load_acquire_u32
+from guestwire.datapath.clock cimport now_ns
 from guestwire.datapath.counters cimport (
     COPY_BOUNCE_MODE,
     COPY_HEADER_POLICY,
@@ -40,6 +32,7 @@ from guestwire.datapath.counters cimport (
     DROP_UNSENT,
 )
 from guestwire.datapath.frames cimport ETHERNET_HEADER, GOOD_FRAME, check_sent_frame, frame_pieces
+from guestwire.datapath.poll cimport POLLOUT, poll, pollfd
 from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
 from guestwire.datapath.window cimport FRAME_BYTES, window, window_contiguous
@@ -388,9 +381,8 @@ cdef uint32_t xdp_tx_poll(port_interface *self, const used_element **done) noexc
 cdef void xdp_drain(port_interface *self) noexcept nogil:
     """Wait until what was submitted has left, so that its buffers can be returned as used."""
     cdef xdp_port *x = <xdp_port *>self
-    cdef timespec start, now
+    cdef uint64_t start = now_ns()
     cdef uint32_t space
-    clock_gettime(CLOCK_MONOTONIC, &start)
     while x.segmenting or ring_waiting(x.completion) < min(x.descriptors_out, x.completion.size):
         wake_sender(x)
         if self.gone or x.down:
@@ -403,8 +395,7 @@ cdef void xdp_drain(port_interface *self) noexcept nogil:
             space = ring_space(x.tx, BURST_CHAINS)
             send_segments(x, &space)
             ring_submit(x.tx)
-        clock_gettime(CLOCK_MONOTONIC, &now)
-        if (now.tv_sec - start.tv_sec) * 1000000000 + now.tv_nsec - start.tv_nsec > DRAIN_NS:
+        if now_ns() - start > DRAIN_NS:
             break
     if x.segmenting:
         abandon_segments(x, DROP_UNSENT)

@@ -190,8 +190,9 @@ def test_the_longest_chain(count: int, indirect: bool) -> None:
         else:
             for i in range(1, count + 1):
                 driver.describe(i, 64, 1, NEXT if i < count else 0, i + 1)
-        # A short chain before it: the long one does not fit the same burst.
-        driver.describe(0, 64, 1)
+        # A short chain before it, of more than one buffer: the long one does not fit the same burst.
+        driver.describe(0, 64, 1, NEXT, count + 1)
+        driver.describe(count + 1, 64, 1)
         driver.offer(0)
         driver.offer(1)
         assert [head for head, _ in ring.pop()] == [0]

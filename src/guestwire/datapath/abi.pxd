@@ -2,6 +2,9 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+cdef enum:
+    NET_HEADER = 12         # bytes of a virtio_net_hdr; 10 without num_buffers
+
 cdef extern from "abi.h" nogil:
     struct split_descriptor:
         uint64_t address

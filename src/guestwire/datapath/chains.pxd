@@ -76,7 +76,6 @@ cdef inline void chain_begin(chain *c, uint16_t head, const burst *b) noexcept n
 cdef inline void chain_end(chain *c, const burst *b) noexcept nogil:
     """Complete a chain of which all segments are there."""
     c.offset = b.segments[c.first_segment].offset
-    c.first_length = b.segments[c.first_segment].length
 
 
 cdef uint32_t read_chains(split_ring *ring, burst *b, uint32_t count) noexcept nogil

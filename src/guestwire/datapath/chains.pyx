@@ -13,20 +13,21 @@ from guestwire.datapath.abi cimport (
     split_descriptor,
 )
 from guestwire.datapath.atomics cimport load_relaxed_u16, load_relaxed_u64
+from guestwire.datapath.branches cimport unlikely
 from guestwire.datapath.ring cimport (
-    BURST_SEGMENTS,
+    CHAIN_HEAD_SHIFT,
     HEAD_IN_FLIGHT,
     HEAD_OUT_OF_RANGE,
     INDIRECT_NESTED,
     INDIRECT_NOT_NEGOTIATED,
     INDIRECT_WITH_NEXT,
     NEXT_OUT_OF_RANGE,
+    ONE_BUFFER,
     RING_OK,
     burst,
     chain,
     put_chain_of_one,
     ring_broken,
-    segment,
 )
 from guestwire.datapath.split_ring cimport split_ring
 from guestwire.datapath.window cimport near_holds, near_region, window_near
@@ -108,26 +109,25 @@ cdef uint32_t read_common_chains(split_ring *ring, burst *b, uint32_t most) noex
     cdef uint32_t size = ring.common.size
     cdef uint32_t mask = ring.mask
     cdef uint32_t position = ring.last_available
-    cdef uint32_t first_segment = b.segment_end
     cdef chain *c = &b.chains[b.end]
-    cdef segment *segments = &b.segments[first_segment]
-    cdef uint32_t i, head
+    cdef uint32_t i
+    cdef uint64_t head, distance
     cdef split_descriptor d
-    most = min(most, BURST_SEGMENTS - b.segment_end)
     for i in range(most):
         head = load_relaxed_u16(&entries[(position + i) & mask])
-        if head >= size or in_flight[head]:
+        if unlikely(head >= size or in_flight[head]):
             break
         d = read_descriptor(&descriptors[head])
-        if d.flags != direction or not near_holds(&near, d.address, d.length):
+        if unlikely(d.flags != direction):
             break
-        put_chain_of_one(
-            &c[i], &segments[i], d.address + near.to_offset, d.length, head, first_segment + i)
+        distance = d.address - near.address
+        if unlikely(not near_holds(&near, distance, d.length)):
+            break
+        put_chain_of_one(&c[i], near.offset + distance, ONE_BUFFER | head << CHAIN_HEAD_SHIFT | d.length)
         in_flight[head] = 1
     else:
         i = most
     b.end += i
-    b.segment_end += i
     ring.last_available += i
     return i
 

@@ -8,17 +8,24 @@ rest is in frames.pyx.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from guestwire.datapath.abi cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, net_header, used_element
+from guestwire.datapath.abi cimport NET_HEADER, VIRTIO_NET_HDR_F_NEEDS_CSUM, net_header, used_element
+from guestwire.datapath.branches cimport unlikely
 from guestwire.datapath.counters cimport DROP_TOO_LONG, DROP_TOO_SHORT
 from guestwire.datapath.port cimport pair_context
-from guestwire.datapath.ring cimport burst, chain, put_element
+from guestwire.datapath.ring cimport (
+    CHAIN_HEAD_SHIFT,
+    ONE_BUFFER,
+    burst,
+    chain,
+    chain_word,
+    put_element,
+)
 
 cdef extern from "copying.h" nogil:
     void copy_frame(uint8_t *to, const uint8_t *data, uint32_t length)
 
 cdef enum:
     ETHERNET_HEADER = 14
-    NET_HEADER = 12             # virtio_net_hdr; 10 without num_buffers
     HEADER_FIELDS = 10          # bytes of a virtio_net_hdr before num_buffers
     ADDRESSES = 12              # bytes of the two addresses at the beginning of a frame
     LONGEST_FRAME = 65550       # without offloads, on a port that copies: 64 KiB and an Ethernet header
@@ -71,7 +78,7 @@ cdef inline int check_sent_frame(
     cdef const uint8_t *gso_type = flags + 1
     if c.length < <uint32_t>pair.header_size + ETHERNET_HEADER:
         return DROP_TOO_SHORT
-    if c.first_length == 1:
+    if c.segment_count > 1 and b.segments[c.first_segment].length == 1:
         gso_type = pair.window.base + b.segments[c.first_segment + 1].offset
     if flags[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM or gso_type[0]:
         return check_offload(pair, b, c, most, header)
@@ -92,7 +99,7 @@ cdef inline uint32_t frame_pieces(
     if c.segment_count > 1:
         return frame_pieces_walk(pair, b, c, pieces, most)
     pieces[0].data = pair.window.base + c.offset + pair.header_size
-    pieces[0].length = c.first_length - pair.header_size
+    pieces[0].length = c.length - pair.header_size
     return 1
 
 
@@ -114,7 +121,7 @@ cdef inline int deliver(
     cdef uint8_t *to
     if b.first == b.end:
         return DELIVER_LATER
-    if count != 1 or c.first_length < pair.header_size + length:
+    if count != 1 or c.segment_count != 1 or c.length < pair.header_size + length:
         return deliver_scattered(pair, pieces, count, length, done)
     to = pair.window.base + c.offset
     write_net_header(to, pair.header_size, 1)
@@ -144,47 +151,59 @@ cdef inline uint32_t deliver_run(
     """Copy frames from one guest's transmit buffers straight into another's receive buffers: a run of them.
 
     Those are up to `most` common ones: they lie in one buffer, ask for no offload, and fit into the next
-    buffer. With `same`, they have these addresses, which are written as they were read. Returns how many
-    there were before the first other frame, and their `octets`; their buffers are taken, and for each there
-    is an element in `sent` and in `received`.
+    buffer, each behind a header of NET_HEADER bytes. With `same`, they have these addresses, which are
+    written as they were read. Returns how many there were before the first other frame, and their `octets`;
+    their buffers are taken, and for each there is an element in `sent` and in `received`.
     """
     # In locals: the frames' bytes might change anything else, for all that the compiler knows.
     cdef const uint8_t *sender_base = sender.window.base
     cdef uint8_t *receiver_base = receiver.window.base
-    cdef uint32_t sender_header = sender.header_size
-    cdef uint16_t receiver_header = receiver.header_size
     cdef const chain *from_ = &frames.chains[frames.first]
     cdef const chain *to = &receiver.buffers.chains[receiver.buffers.first]
     cdef frame_addresses known
     cdef uint64_t total = 0
+    cdef uint64_t frame, room
     cdef uint32_t i, length
     cdef const uint8_t *data
     cdef uint8_t *place
+    octets[0] = 0
+    if sender.header_size != NET_HEADER or receiver.header_size != NET_HEADER:
+        return 0
     if same != NULL:
         known = same[0]
     most = min(most, frames.end - frames.first, receiver.buffers.end - receiver.buffers.first)
     for i in range(most):
-        length = from_[i].length - sender_header
-        data = sender_base + from_[i].offset
-        if (from_[i].segment_count != 1 or length - ETHERNET_HEADER > LONGEST_FRAME - ETHERNET_HEADER
-                or to[i].first_length < receiver_header + length or not asks_for_nothing(data)):
+        # Without the count of 1: length and head of a chain of one buffer.
+        frame = chain_word(&from_[i]) ^ ONE_BUFFER
+        room = chain_word(&to[i]) ^ ONE_BUFFER
+        if unlikely((frame | room) >= ONE_BUFFER):
             break
-        data += sender_header
-        if same != NULL and not has_addresses(data, &known):
+        length = <uint32_t>frame - NET_HEADER
+        if unlikely(length - ETHERNET_HEADER > LONGEST_FRAME - ETHERNET_HEADER):
+            break
+        data = sender_base + from_[i].offset
+        if unlikely(<uint32_t>room < <uint32_t>frame or not asks_for_nothing(data)):
+            break
+        data += NET_HEADER
+        if same != NULL and unlikely(not has_addresses(data, &known)):
             break
         place = receiver_base + to[i].offset
-        write_net_header(place, receiver_header, 1)
-        copy_frame(place + receiver_header, data, length)
+        write_net_header(place, NET_HEADER, 1)
+        copy_frame(place + NET_HEADER, data, length)
         if same != NULL:
-            put_addresses(place + receiver_header, &known)
-        put_element(&sent[i], from_[i].head, 0)
-        put_element(&received[i], to[i].head, receiver_header + length)
+            put_addresses(place + NET_HEADER, &known)
+        put_element(&sent[i], frame >> CHAIN_HEAD_SHIFT, 0)
+        put_element(&received[i], room >> CHAIN_HEAD_SHIFT, <uint32_t>frame)
         total += length
     else:
         i = most
     receiver.buffers.first += i
     octets[0] = total
     return i
+
+cdef void fill_header(
+    const pair_context *pair, const burst *b, const chain *c, uint16_t num_buffers
+) noexcept nogil
 
 cdef void fill_chain(
     const pair_context *pair, const burst *b, const chain *c, uint32_t skip,

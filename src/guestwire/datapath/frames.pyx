@@ -2,7 +2,7 @@
 """Frames over several buffers; see frames.pxd."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 
 from guestwire.datapath.abi cimport (
     VIRTIO_NET_F_CSUM,
@@ -16,7 +16,7 @@ from guestwire.datapath.abi cimport (
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 from guestwire.datapath.counters cimport DROP_BAD_OFFLOAD, DROP_NOT_NEGOTIATED
-from guestwire.datapath.ring cimport BURST_CHAINS
+from guestwire.datapath.ring cimport BURST_CHAINS, chain_segments, segment
 
 
 cdef void copy_header(
@@ -25,14 +25,14 @@ cdef void copy_header(
     """Read the virtio_net_hdr of a chain that is long enough for it, once."""
     cdef uint8_t *to = <uint8_t *>header
     cdef uint32_t left = HEADER_FIELDS
-    cdef uint32_t i = c.first_segment
+    cdef const segment *s = chain_segments(b, c)
     cdef uint32_t part
     while left:
-        part = min(b.segments[i].length, left)
-        memcpy(to, pair.window.base + b.segments[i].offset, part)
+        part = min(s.length, left)
+        memcpy(to, pair.window.base + s.offset, part)
         to += part
         left -= part
-        i += 1
+        s += 1
     header.num_buffers = 0
 
 
@@ -81,16 +81,17 @@ cdef int check_offload(
 cdef uint32_t frame_pieces_walk(
     const pair_context *pair, const burst *b, const chain *c, piece *pieces, uint32_t most
 ) noexcept nogil:
+    cdef const segment *segments = chain_segments(b, c)
     cdef uint32_t skip = pair.header_size
     cdef uint32_t count = 0
     cdef uint32_t i, length
-    for i in range(c.first_segment, c.first_segment + c.segment_count):
-        length = b.segments[i].length
+    for i in range(c.segment_count):
+        length = segments[i].length
         if skip >= length:
             skip -= length
             continue
         if count < most:
-            pieces[count].data = pair.window.base + b.segments[i].offset + skip
+            pieces[count].data = pair.window.base + segments[i].offset + skip
             pieces[count].length = length - skip
         skip = 0
         count += 1
@@ -102,14 +103,15 @@ cdef void fill_chain(
     const uint8_t *data, uint32_t length
 ) noexcept nogil:
     """Copy `length` bytes into a receive chain, from its byte `skip` on; the caller made sure they fit."""
+    cdef const segment *segments = chain_segments(b, c)
     cdef uint32_t i, room, part
-    for i in range(c.first_segment, c.first_segment + c.segment_count):
-        room = b.segments[i].length
+    for i in range(c.segment_count):
+        room = segments[i].length
         if skip >= room:
             skip -= room
             continue
         part = min(room - skip, length)
-        memmove(pair.window.base + b.segments[i].offset + skip, data, part)
+        memmove(pair.window.base + segments[i].offset + skip, data, part)
         data += part
         length -= part
         skip = 0
@@ -120,9 +122,11 @@ cdef void fill_chain(
 cdef void fill_header(
     const pair_context *pair, const burst *b, const chain *c, uint16_t num_buffers
 ) noexcept nogil:
-    cdef uint8_t header[12]
-    write_net_header(header, pair.header_size, num_buffers)
-    fill_chain(pair, b, c, 0, header, pair.header_size)
+    """Write a virtio_net_hdr without offloads, in whatever buffers it lies."""
+    cdef net_header header
+    memset(&header, 0, sizeof(header))
+    header.num_buffers = num_buffers
+    fill_chain(pair, b, c, 0, <const uint8_t *>&header, pair.header_size)
 
 
 cdef int buffers_for(const pair_context *pair, uint32_t total) noexcept nogil:

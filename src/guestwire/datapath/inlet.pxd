@@ -21,7 +21,7 @@ from guestwire.datapath.coalescing cimport coalesce_call
 from guestwire.datapath.frames cimport ADDRESSES, deliver, piece
 from guestwire.datapath.mutex cimport pthread_mutex_t
 from guestwire.datapath.port cimport pair_context
-from guestwire.datapath.ring cimport BURST_CHAINS, chain, ring_call
+from guestwire.datapath.ring cimport BURST_CHAINS, chain, chain_segments, ring_call
 
 cdef enum:
     INLET_ELEMENTS = 2 * BURST_CHAINS
@@ -101,7 +101,7 @@ cdef inline int inlet_deliver(
     # The chains are still in the burst, before those that wait.
     c = &pair.buffers.chains[pair.buffers.first - buffers]
     # The sender may have changed them since they were looked at: these are the ones that were.
-    if c.first_length >= pair.header_size + <uint32_t>ADDRESSES:
+    if chain_segments(pair.buffers, c).length >= pair.header_size + <uint32_t>ADDRESSES:
         memcpy(pair.window.base + c.offset + pair.header_size, addresses, ADDRESSES)
     else:
         inlet_place_addresses(pair, c, <const uint8_t *>addresses)

@@ -13,6 +13,7 @@ from guestwire.datapath.abi cimport (
     packed_descriptor,
 )
 from guestwire.datapath.atomics cimport load_acquire_u64, load_relaxed_u64
+from guestwire.datapath.branches cimport unlikely
 from guestwire.datapath.chains cimport (
     DESCRIPTOR_SIZE,
     chain_begin,
@@ -21,7 +22,7 @@ from guestwire.datapath.chains cimport (
     read_buffer,
 )
 from guestwire.datapath.ring cimport (
-    BURST_SEGMENTS,
+    CHAIN_HEAD_SHIFT,
     CHAIN_TOO_LONG,
     DESCRIPTOR_IN_FLIGHT,
     HEAD_IN_FLIGHT,
@@ -29,13 +30,13 @@ from guestwire.datapath.ring cimport (
     INDIRECT_NESTED,
     INDIRECT_NOT_NEGOTIATED,
     INDIRECT_WITH_NEXT,
+    ONE_BUFFER,
     RING_OK,
     burst,
     chain,
     put_chain_of_one,
     ring,
     ring_broken,
-    segment,
 )
 from guestwire.datapath.window cimport near_holds, near_region, window_near
 
@@ -68,6 +69,16 @@ cdef inline void own_kept(packed_ring *r, uint16_t id, uint32_t count) noexcept 
     """The list was read: its copies belong to its buffer id."""
     r.kept_first[id] = r.kept_free[r.kept_free_count - 1]
     r.kept_free_count -= count
+
+
+cdef void keep_run(packed_ring *r, const packed_descriptor *d, const chain *c, uint32_t count) noexcept nogil:
+    """Keep the descriptors of lists of one, as they are now: they are checked when they are read again."""
+    cdef packed_descriptor copy
+    cdef uint32_t i
+    for i in range(count):
+        copy = read_descriptor(&d[i])
+        keep(r, 0, &copy)
+        own_kept(r, c[i].head, 1)
 
 
 # --- lists -----------------------------------------------------------------------------------------------
@@ -178,38 +189,33 @@ cdef uint32_t read_common_lists(packed_ring *r, burst *b, uint32_t most) noexcep
     cdef ring *self = &r.common
     cdef packed_descriptor *d = &r.descriptors[r.next_available]
     cdef near_region near = window_near(self.window, self.region_hint)
+    cdef uint16_t direction = self.direction
     cdef uint16_t *in_flight = self.in_flight
     cdef uint32_t size = self.size
-    cdef uint64_t flags = r.available_flags | self.direction
-    cdef bint keeps = r.kept != NULL
-    cdef uint32_t first_segment = b.segment_end
+    # An available descriptor's second word without these is what a chain has: length and buffer id.
+    cdef uint64_t flags = <uint64_t>(r.available_flags | direction) << 48
     cdef chain *c = &b.chains[b.end]
-    cdef segment *segments = &b.segments[first_segment]
-    cdef uint32_t i, length, id
-    cdef uint64_t low, high
-    cdef packed_descriptor copy
-    most = min(most, size - r.next_available, size - r.descriptors_in_flight, BURST_SEGMENTS - b.segment_end)
+    cdef uint32_t i, id
+    cdef uint64_t word, distance
+    most = min(most, size - r.next_available, size - r.descriptors_in_flight)
     for i in range(most):
         # Acquire: the address is read after the flags, which make the descriptor available; pairs with the
         # driver's barrier before it stores those flags (2.8.21.1).
-        high = load_acquire_u64(second_word(&d[i]))
-        length = <uint32_t>high
-        id = <uint16_t>(high >> 32)
-        if high >> 48 != flags or id >= size or in_flight[id]:
+        word = load_acquire_u64(second_word(&d[i])) ^ flags
+        id = word >> CHAIN_HEAD_SHIFT
+        # With other flags it is larger than any.
+        if unlikely(id >= size or in_flight[id]):
             break
-        low = load_relaxed_u64(<const uint64_t *>&d[i])
-        if not near_holds(&near, low, length):
+        distance = load_relaxed_u64(<const uint64_t *>&d[i]) - near.address
+        if unlikely(not near_holds(&near, distance, <uint32_t>word)):
             break
-        put_chain_of_one(&c[i], &segments[i], low + near.to_offset, length, id, first_segment + i)
+        put_chain_of_one(&c[i], near.offset + distance, word | ONE_BUFFER)
         in_flight[id] = 1
-        if keeps:
-            copy = descriptor_from(low, high)
-            keep(r, 0, &copy)
-            own_kept(r, id, 1)
     else:
         i = most
+    if r.kept != NULL:
+        keep_run(r, d, c, i)
     b.end += i
-    b.segment_end += i
     advance_available(r, i, i)
     return i
 

@@ -33,6 +33,7 @@ from guestwire.datapath.atomics cimport (
     store_relaxed_u64,
     store_release_u64,
 )
+from guestwire.datapath.branches cimport unlikely
 from guestwire.datapath.packed_lists cimport (
     TURN,
     is_available,
@@ -101,23 +102,23 @@ cdef uint32_t push_run(packed_ring *r, const used_element *elements, uint32_t mo
     cdef uint16_t *in_flight = r.common.in_flight
     cdef uint64_t empty = <uint64_t>r.used_flags << 48
     cdef uint64_t written = empty | <uint64_t>DESCRIPTOR_F_WRITE << 48
-    cdef bint keeps = r.kept != NULL
     cdef uint64_t element, flags
-    cdef uint32_t i, id
+    cdef uint32_t i, k, id
     most = min(most, <uint32_t>(r.common.size - r.next_used))
     for i in range(most):
         memcpy(&element, &elements[i], sizeof(element))
         id = <uint32_t>element
-        if in_flight[id] != 1:
+        if unlikely(in_flight[id] != 1):
             break
         in_flight[id] = 0
         flags = written if element >> 32 else empty
         # Id and length change places. Relaxed: as above.
         store_relaxed_u64(second_word(&d[i]), flags | element << 32 | element >> 32)
-        if keeps:
-            release_kept(r, id, 1)
     else:
         i = most
+    if r.kept != NULL:
+        for k in range(i):
+            release_kept(r, elements[k].id, 1)
     advance_used(r, i)
     return i
 

@@ -16,13 +16,13 @@ cdef struct segment:
     uint32_t length
     uint32_t reserved
 
+# It begins as a segment does: a chain of one, the common kind, is its own segment (see `chain_segments`).
 cdef struct chain:
-    uint64_t offset         # of the first segment: all that the common chain of one segment needs
-    uint32_t first_length
+    uint64_t offset         # of the first segment
     uint32_t length         # of all segments
     uint16_t head           # index of the first descriptor; of a packed ring the buffer id
     uint16_t segment_count
-    uint32_t first_segment  # index in the burst's segments
+    uint32_t first_segment  # index in the burst's segments, if there are several
 
 cdef struct burst:
     # Chains taken from a ring that nobody has consumed yet: chains[first:end].
@@ -83,15 +83,33 @@ cdef struct ring:
     uint64_t calls
     bint call_owed              # the driver wants a call, and there is no descriptor to give it
 
-cdef inline void put_chain_of_one(
-    chain *c, segment *s, uint64_t offset, uint32_t length, uint16_t head, uint32_t number
-) noexcept nogil:
-    """Write a chain of one buffer, the common kind, and its segment, which is that `number` of the burst."""
-    c.offset = s.offset = offset
-    c.first_length = c.length = s.length = length
-    c.head = head
-    c.segment_count = 1
-    c.first_segment = number
+# A chain's second word is its length, head and segment_count. Loops over chains of one buffer read and write it
+# in one access.
+cdef enum:
+    CHAIN_HEAD_SHIFT = 32
+
+cdef extern from *:
+    """
+    #define GUESTWIRE_ONE_BUFFER (UINT64_C(1) << 48)
+    """
+    const uint64_t ONE_BUFFER "GUESTWIRE_ONE_BUFFER"    # a segment_count of 1 in that word
+
+cdef inline void put_chain_of_one(chain *c, uint64_t offset, uint64_t word) noexcept nogil:
+    c.offset = offset
+    memcpy(&c.length, &word, sizeof(word))
+
+
+cdef inline uint64_t chain_word(const chain *c) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, &c.length, sizeof(word))
+    return word
+
+
+cdef inline const segment *chain_segments(const burst *b, const chain *c) noexcept nogil:
+    """Return the segments of a chain in a burst."""
+    if c.segment_count == 1:
+        return <const segment *>c
+    return &b.segments[c.first_segment]
 
 
 cdef inline void put_element(used_element *element, uint32_t id, uint32_t length) noexcept nogil:
@@ -165,6 +183,7 @@ cdef inline uint32_t ring_read_again(ring *r, uint16_t head, burst *b, chain *c)
 
 cdef void ring_call(ring *r) noexcept nogil
 cdef void make_room(burst *b) noexcept nogil
+cdef uint32_t first_used_segment(const burst *b) noexcept nogil
 
 cdef class Ring:
     cdef ring *ring                     # owned by the subclass

@@ -13,21 +13,28 @@ from guestwire.datapath.abi cimport DESCRIPTOR_F_WRITE, used_element
 from guestwire.datapath.window cimport Window
 
 
+cdef uint32_t first_used_segment(const burst *b) noexcept nogil:
+    """Return the index of the first segment that the chains in a burst use; `segment_end` if there is none."""
+    cdef uint32_t i
+    for i in range(b.first, b.end):
+        if b.chains[i].segment_count > 1:
+            return b.chains[i].first_segment
+    return b.segment_end
+
+
 cdef void make_room(burst *b) noexcept nogil:
     """Move what is left of a burst to its front."""
     cdef uint32_t count = b.end - b.first
-    cdef uint32_t i, base
+    cdef uint32_t base = first_used_segment(b)
+    cdef uint32_t i
     if b.first == 0:
         return
-    if count == 0:
-        b.segment_end = 0
-    else:
-        memmove(&b.chains[0], &b.chains[b.first], count * sizeof(chain))
-        base = b.chains[0].first_segment
-        memmove(&b.segments[0], &b.segments[base], (b.segment_end - base) * sizeof(segment))
-        b.segment_end -= base
-        for i in range(count):
+    memmove(&b.chains[0], &b.chains[b.first], count * sizeof(chain))
+    memmove(&b.segments[0], &b.segments[base], (b.segment_end - base) * sizeof(segment))
+    for i in range(count):
+        if b.chains[i].segment_count > 1:
             b.chains[i].first_segment -= base
+    b.segment_end -= base
     b.first = 0
     b.end = count
 
@@ -114,15 +121,15 @@ cdef class Ring:
         Returns a list of ``(head, [(window offset, length), ...])``.
         """
         cdef burst *b = self.scratch
+        cdef const segment *segments
         cdef uint32_t i, j
         b.first = b.end = b.segment_end = 0
         ring_pop(self.ring, b, most)
         chains = []
         for i in range(b.end):
-            c = b.chains[i]
-            segments = [(b.segments[c.first_segment + j].offset, b.segments[c.first_segment + j].length)
-                        for j in range(c.segment_count)]
-            chains.append((c.head, segments))
+            segments = chain_segments(b, &b.chains[i])
+            buffers = [(segments[j].offset, segments[j].length) for j in range(b.chains[i].segment_count)]
+            chains.append((b.chains[i].head, buffers))
         return chains
 
     def push(self, head, length):

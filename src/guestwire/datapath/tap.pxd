@@ -14,7 +14,7 @@ from guestwire.datapath.abi cimport net_header, used_element
 from guestwire.datapath.atomics cimport load_relaxed_u32
 from guestwire.datapath.frames cimport LONGEST_GSO_FRAME
 from guestwire.datapath.port cimport pair_context, port_interface
-from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst
+from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, segment
 
 cdef enum:
     MOST_VECTORS = 1024             # of one call (UIO_MAXIOV)
@@ -30,7 +30,7 @@ cdef struct tap_port:
     # chain is one for the header. They are made anew when the burst has changed.
     uint32_t first                  # the burst as `vectors` describes it: chains[first:end],
     uint32_t end
-    uint32_t base_segment           # its first segment
+    uint32_t vector_at[BURST_CHAINS + 1]    # by position there: the vector of a chain's first segment
     uint32_t cover_end              # a frame is read into chains[first:cover_end],
     uint32_t covered                # which have so many bytes
     net_header header               # of the frame that was read last
@@ -43,18 +43,18 @@ cdef struct tap_port:
     uint32_t received
     used_element sent_elements[BURST_CHAINS]
     used_element received_elements[BURST_CHAINS]
-    iovec vectors[BURST_SEGMENTS + 2]
+    iovec vectors[BURST_SEGMENTS + BURST_CHAINS + 1]
     iovec send_vectors[MOST_VECTORS + 1]
     uint8_t spill[SPILL_BYTES]
 
 cdef inline void list_segments(
-    const pair_context *pair, const burst *b, uint32_t first, uint32_t count, iovec *vectors
+    const pair_context *pair, const segment *segments, uint32_t count, iovec *vectors
 ) noexcept nogil:
-    """Make a vector for each of `count` segments of a burst."""
+    """Make a vector for each segment."""
     cdef uint32_t i
     for i in range(count):
-        vectors[i].iov_base = pair.window.base + b.segments[first + i].offset
-        vectors[i].iov_len = b.segments[first + i].length
+        vectors[i].iov_base = pair.window.base + segments[i].offset
+        vectors[i].iov_len = segments[i].length
 
 cdef inline void leave_out(iovec *vectors, size_t skip) noexcept nogil:
     """Take the first bytes out of vectors that have as many. Empty ones may remain, which is allowed."""

@@ -41,7 +41,7 @@ from guestwire.datapath.counters cimport (
 )
 from guestwire.datapath.frames cimport GOOD_FRAME, check_sent_frame
 from guestwire.datapath.port cimport Port, pair_context, port_interface
-from guestwire.datapath.ring cimport burst, chain
+from guestwire.datapath.ring cimport burst, chain, chain_segments
 from guestwire.datapath.tap_receive cimport tap_rx_poll, tap_rx_post
 
 cdef enum:
@@ -80,7 +80,7 @@ cdef int send_frame(tap_port *t, const burst *frames, const chain *c, net_header
         memset(header, 0, sizeof(header[0]))
     vectors[0].iov_base = header
     vectors[0].iov_len = pair.header_size
-    list_segments(pair, frames, c.first_segment, count, &vectors[1])
+    list_segments(pair, chain_segments(frames, c), count, &vectors[1])
     leave_out(&vectors[1], pair.header_size)
     sent = pwritev2(t.base.fd, vectors, 1 + count, -1, t.nowait)
     if sent < 0 and errno == EOPNOTSUPP and t.nowait:

@@ -47,7 +47,7 @@ from guestwire.datapath.frames cimport (
     fill_chain,
 )
 from guestwire.datapath.port cimport pair_context, port_interface
-from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain, chain_segments, first_used_segment
 from guestwire.datapath.tap cimport (
     MOST_VECTORS,
     SPILL_BYTES,
@@ -62,9 +62,7 @@ from guestwire.datapath.tap cimport (
 
 cdef inline iovec *vectors_of(tap_port *t, uint32_t position) noexcept nogil:
     """Return the vectors of the chain at a position in the burst, or, at its end, the one behind the last."""
-    cdef const burst *b = t.base.pair.buffers
-    cdef uint32_t segment = b.segment_end if position == b.end else b.chains[position].first_segment
-    return &t.vectors[1 + segment - t.base_segment]
+    return &t.vectors[t.vector_at[position]]
 
 
 cdef void cover(tap_port *t) noexcept nogil:
@@ -107,10 +105,17 @@ cdef inline void begin_frame(tap_port *t) noexcept nogil:
 cdef void describe_buffers(tap_port *t) noexcept nogil:
     """Make the vectors of all chains in the burst."""
     cdef const burst *b = t.base.pair.buffers
+    cdef const chain *c
+    cdef uint32_t vector = 1
+    cdef uint32_t i
+    for i in range(b.first, b.end):
+        c = &b.chains[i]
+        t.vector_at[i] = vector
+        list_segments(t.base.pair, chain_segments(b, c), c.segment_count, &t.vectors[vector])
+        vector += c.segment_count
+    t.vector_at[b.end] = vector
     t.first, t.end = b.first, b.end
-    t.base_segment = b.segment_end if b.first == b.end else b.chains[b.first].first_segment
     t.cover_end, t.covered = b.first, 0
-    list_segments(t.base.pair, b, t.base_segment, b.segment_end - t.base_segment, &t.vectors[1])
     begin_frame(t)
 
 
@@ -165,7 +170,7 @@ cdef int chains_for(const pair_context *pair, uint32_t total) noexcept nogil:
     cdef int chains = buffers_for(pair, total)
     # Chains of so many small pieces that the burst may have no place for another one: none may come.
     if (chains == DELIVER_LATER and b.first < b.end
-            and b.segment_end - b.chains[b.first].first_segment > BURST_SEGMENTS // 2):
+            and b.segment_end - first_used_segment(b) > BURST_SEGMENTS // 2):
         return DELIVER_NEVER
     return chains
 

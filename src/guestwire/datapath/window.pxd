@@ -51,22 +51,20 @@ cdef inline uint64_t window_translate(
 cdef struct near_region:
     uint64_t address        # in the guest
     uint64_t size
-    uint64_t to_offset      # to be added to an address
-    uint32_t longest        # no buffer in it is longer
+    uint64_t offset         # in the window
 
 cdef inline near_region window_near(const window *w, uint32_t hint) noexcept nogil:
     cdef const region *r = &w.regions[hint]
     cdef near_region n
     n.address = r.guest_address
     n.size = r.size
-    n.to_offset = r.offset - r.guest_address
-    n.longest = <uint32_t>min(r.size, <uint64_t>0xFFFFFFFF)
+    n.offset = r.offset
     return n
 
-cdef inline bint near_holds(const near_region *n, uint64_t address, uint32_t length) noexcept nogil:
-    """Whether a buffer of at least one byte lies in the region."""
-    # A length of 0 becomes the largest number. With it in bounds, the subtraction below cannot wrap.
-    return length - 1 < n.longest and address - n.address <= n.size - length
+cdef inline bint near_holds(const near_region *n, uint64_t distance, uint64_t length) noexcept nogil:
+    """Whether a buffer of at least one byte lies in the region, `distance` behind its beginning."""
+    # A length of 0 becomes the largest number.
+    return distance < n.size and length - 1 < n.size - distance
 
 cdef inline bint window_contiguous(const window *w, uint64_t offset, uint64_t length) noexcept nogil:
     """Tell whether a device sees `length` bytes at `offset` in one piece."""

@@ -37,7 +37,7 @@ from guestwire.datapath.inlet cimport (
 )
 from guestwire.datapath.network cimport open_inlet
 from guestwire.datapath.port cimport pair_context
-from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain, chain_segments
 from guestwire.datapath.sent_frame cimport sent_frame, sent_frame_begin, sent_frame_next
 from guestwire.datapath.wire cimport wire_port
 
@@ -242,7 +242,7 @@ cdef int wire_send(wire_port *e, const burst *frames, const chain *c) noexcept n
     reason = check_sent_frame(pair, frames, c, LONGEST_FRAME, &header)
     if reason != GOOD_FRAME:
         return reason
-    if c.first_length >= pair.header_size + <uint32_t>ADDRESSES:
+    if chain_segments(frames, c).length >= pair.header_size + <uint32_t>ADDRESSES:
         memcpy(&e.addresses, pair.window.base + c.offset + pair.header_size, ADDRESSES)
     else:
         read_addresses(e, frames, c)

@@ -5,6 +5,7 @@ from guestwire.datapath.counters cimport DROP_NO_BUFFERS, DROP_TOO_LONG
 from guestwire.datapath.frames cimport DELIVER_NEVER, deliver
 from guestwire.datapath.port cimport pair_context
 from guestwire.datapath.receive_checksum cimport finish_checksum
+from guestwire.datapath.ring cimport chain_segments
 from guestwire.datapath.xdp cimport NO_HEAD, WITH_THE_KERNEL
 from guestwire.datapath.xdp_post cimport chains_waiting
 
@@ -55,8 +56,8 @@ cdef int deliver_copy(
     """Copy a frame from bounce frames to the guest's next chains; returns what `deliver` does."""
     cdef pair_context *pair = x.base.pair
     cdef uint32_t next = pair.buffers.first
-    cdef bint in_one_piece = (
-        next != pair.buffers.end and pair.buffers.chains[next].first_length >= pair.header_size + length)
+    cdef bint in_one_piece = next != pair.buffers.end and (
+        chain_segments(pair.buffers, &pair.buffers.chains[next]).length >= pair.header_size + length)
     cdef int buffers, i
     if x.finish_checksums and not in_one_piece and header == NULL:
         finish_before_copy(x, pieces, count, length)

@@ -20,6 +20,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recvfrom(int fd, void *data, size_t size, int flags, void *address, uint32_t *length)
     const int MSG_DONTWAIT
 
+from guestwire.datapath.abi cimport NET_HEADER
 from guestwire.datapath.atomics cimport load_acquire_u32
 from guestwire.datapath.counters cimport (
     COPY_BAD_PLACE,
@@ -28,9 +29,8 @@ from guestwire.datapath.counters cimport (
     COPY_FEW_BUFFERS,
     COPY_PAGE_CROSSING,
 )
-from guestwire.datapath.frames cimport NET_HEADER
 from guestwire.datapath.port cimport pair_context
-from guestwire.datapath.ring cimport BURST_CHAINS, chain
+from guestwire.datapath.ring cimport BURST_CHAINS, chain, chain_segments, segment
 from guestwire.datapath.window cimport window_contiguous
 from guestwire.datapath.xdp cimport (
     COPY_NOT,
@@ -68,16 +68,17 @@ cdef inline bint place_for_frame(
     uint64_t *header, uint64_t *data
 ) noexcept nogil:
     """Find where header and frame go if `needed` bytes lie in one piece behind a header in one piece."""
+    cdef const segment *s = chain_segments(b, c)
     cdef uint32_t size = pair.header_size
-    header[0] = c.offset
-    data[0] = c.offset + size
-    if c.first_length >= size + needed:
+    header[0] = s[0].offset
+    data[0] = s[0].offset + size
+    if s[0].length >= size + needed:
         return True
     # A buffer for the header, and one for the frame.
-    if c.first_length != size or c.segment_count == 1:
+    if s[0].length != size or c.segment_count == 1:
         return False
-    data[0] = b.segments[c.first_segment + 1].offset
-    return b.segments[c.first_segment + 1].length >= needed
+    data[0] = s[1].offset
+    return s[1].length >= needed
 
 
 cdef inline void post_frame(xdp_port *x, uint16_t head, uint8_t reason) noexcept nogil:
@@ -171,7 +172,7 @@ cdef inline uint32_t post_plain(xdp_port *x, burst *buffers, uint32_t most) noex
     cdef posted_buffer *e
     if joined != NULL and header_size < NET_HEADER:
         return 0
-    while count < most and c.first_length >= needed:
+    while count < most and c.segment_count == 1 and c.length >= needed:
         start = c.offset - before
         # No chunk is longer than a page: it crosses one border at most.
         if joined != NULL and (start ^ (start + last)) >> 12 and not joined[start >> 12]:

@@ -25,10 +25,10 @@ from guestwire.datapath.counters cimport (
     DROP_UNEXPECTED_PLACE,
     pair_counters,
 )
-from guestwire.datapath.frames cimport fill_chain, piece, write_net_header
+from guestwire.datapath.frames cimport fill_chain, fill_header, piece, write_net_header
 from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.receive_checksum cimport finish_checksum
-from guestwire.datapath.ring cimport BURST_CHAINS, RING_OK, chain, ring_read_again
+from guestwire.datapath.ring cimport BURST_CHAINS, RING_OK, chain, chain_segments, ring_read_again
 from guestwire.datapath.xdp cimport (
     ARRIVED,
     GUEST_BUFFER,
@@ -100,22 +100,22 @@ cdef void arrive_for_chain(xdp_port *x, posted_buffer *e, const piece *frame) no
     The chain's descriptors are read and checked again; the guest may have changed them.
     """
     cdef pair_context *pair = x.base.pair
-    cdef uint8_t header[12]
     cdef uint32_t total = pair.header_size + frame.length
     cdef uint64_t at = 0
+    cdef bint in_one_piece
     cdef chain c
     x.scratch.segment_end = 0
     if ring_read_again(pair.rx, e.head, x.scratch, &c) != RING_OK or c.length < total:
         pair.counters.rx.drops[DROP_TOO_LONG] += 1
         total = 0
     else:
-        write_net_header(header, pair.header_size, 1)
-        if x.finish_checksums and c.first_length < total:
+        in_one_piece = chain_segments(x.scratch, &c).length >= total
+        if x.finish_checksums and not in_one_piece:
             finish_before_copy(x, frame, 1, frame.length)
-        fill_chain(pair, x.scratch, &c, 0, header, pair.header_size)
+        fill_header(pair, x.scratch, &c, 1)
         fill_chain(pair, x.scratch, &c, pair.header_size, frame.data, frame.length)
         count_copied(pair.counters, e.reason, frame.length)
-        if c.first_length >= total:
+        if in_one_piece:
             at = c.offset
     return_chain(x, e, total, at)
 

@@ -22,7 +22,7 @@ from guestwire.datapath.frames cimport buffers_for, fill_chain, piece, write_net
 from guestwire.datapath.merging cimport merge_append, merge_begin, merge_close
 from guestwire.datapath.port cimport pair_context
 from guestwire.datapath.receive_checksum cimport finish_checksum
-from guestwire.datapath.ring cimport RING_OK, chain, ring_read_again
+from guestwire.datapath.ring cimport RING_OK, burst, chain, chain_segments, ring_read_again
 from guestwire.datapath.xdp cimport (
     GUEST_BUFFER,
     MOST_BUFFERS,
@@ -216,8 +216,9 @@ cdef void finish_all(xdp_port *x, spanned *s) noexcept nogil:
 cdef bint has_room(const xdp_port *x, uint32_t length) noexcept nogil:
     """Tell whether the guest's waiting chains can take a merged frame, and its header in one piece."""
     cdef const pair_context *pair = x.base.pair
+    cdef const burst *b = pair.buffers
     return buffers_for(pair, pair.header_size + length) > 0 and (
-        pair.buffers.chains[pair.buffers.first].first_length >= pair.header_size)
+        chain_segments(b, &b.chains[b.first]).length >= pair.header_size)
 
 
 cdef void find_run(xdp_port *x, spanned *s, uint32_t waiting) noexcept nogil:

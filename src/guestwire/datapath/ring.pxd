@@ -83,8 +83,8 @@ cdef struct ring:
     uint64_t calls
     bint call_owed              # the driver wants a call, and there is no descriptor to give it
 
-# A chain's second word is its length, head and segment_count. Loops over chains of one buffer read and write it
-# in one access.
+# A chain's second word is its length, head and segment_count. Loops over chains of one buffer read and write
+# it in one access.
 cdef enum:
     CHAIN_HEAD_SHIFT = 32
 

@@ -14,7 +14,7 @@ from guestwire.datapath.window cimport Window
 
 
 cdef uint32_t first_used_segment(const burst *b) noexcept nogil:
-    """Return the index of the first segment that the chains in a burst use; `segment_end` if there is none."""
+    """Return the index of the first segment that chains in a burst use, or `segment_end`."""
     cdef uint32_t i
     for i in range(b.first, b.end):
         if b.chains[i].segment_count > 1:

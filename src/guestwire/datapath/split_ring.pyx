@@ -4,8 +4,9 @@
 The driver owns the descriptor table and the available ring, we own the used ring.
 """
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc
+from libc.string cimport memcpy
 
 from guestwire.datapath.abi cimport (
     AVAILABLE_F_NO_INTERRUPT,
@@ -58,9 +59,17 @@ cdef void split_ring_push(ring *self, const used_element *elements, uint32_t cou
     cdef uint16_t *in_flight = self.in_flight
     cdef uint32_t mask = ring.mask
     cdef uint32_t next_used = ring.next_used
+    cdef used_element *place
+    cdef uint64_t element, old
     cdef uint32_t i
     for i in range(count):
-        used[(next_used + i) & mask] = elements[i]
+        place = &used[(next_used + i) & mask]
+        memcpy(&element, &elements[i], sizeof(element))
+        memcpy(&old, place, sizeof(old))
+        # The element is often the one of the last time round the ring, and its line is in the driver's cache
+        # still: left there, that is worth a quarter of our cycles at 64 bytes.
+        if old != element:
+            memcpy(place, &element, sizeof(element))
         in_flight[elements[i].id] = 0
     ring.next_used += count
     self.in_flight_count -= count

@@ -47,7 +47,14 @@ from guestwire.datapath.frames cimport (
     fill_chain,
 )
 from guestwire.datapath.port cimport pair_context, port_interface
-from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, burst, chain, chain_segments, first_used_segment
+from guestwire.datapath.ring cimport (
+    BURST_CHAINS,
+    BURST_SEGMENTS,
+    burst,
+    chain,
+    chain_segments,
+    first_used_segment,
+)
 from guestwire.datapath.tap cimport (
     MOST_VECTORS,
     SPILL_BYTES,

@@ -23,8 +23,8 @@ LENGTHS = [14, 15, 31, 32, 33, 47, 48, 63, 64, 65, 95, 96, 97, 127, 128, 129, 13
 class Echo:
     """A guest on the echo port."""
 
-    def __init__(self, *, mergeable: bool = False) -> None:
-        self.guest = Machine(EchoPort(), mergeable=mergeable)
+    def __init__(self, *, header_size: int = 12) -> None:
+        self.guest = Machine(EchoPort(), header_size=header_size)
 
     def send(self, slot: int, data: bytes, *cuts: int) -> None:
         """Send a frame in pieces that end at these bytes of header and frame, and at its end."""
@@ -56,6 +56,40 @@ def test_each_length_is_copied_whole_and_no_byte_more(shift: int) -> None:
         echo.guest.run()
         assert echo.received(slot, length + 20) == data + b"\xa5" * 20, length
     assert [length for _, length in echo.guest.rx.used()] == [12 + length for length in LENGTHS]
+    echo.guest.close()
+
+
+@pytest.mark.parametrize("header_size", [12, 10])
+@pytest.mark.parametrize("number", range(12))
+def test_a_header_is_right_whatever_was_there_before(header_size: int, number: int) -> None:
+    echo = Echo(header_size=header_size)
+    right = bytes(10) + b"\x01\x00"
+    almost = right[:number] + bytes([right[number] ^ 0x80]) + right[number + 1 :]
+    frame = bytes(range(64))
+    before = [right, almost, b"\xff" * 12]
+    for slot, content in enumerate(before):
+        echo.guest.write(RECEIVE + SLOT * slot, content)
+        echo.guest.write(SEND + SLOT * slot, bytes(header_size) + frame)
+        echo.guest.tx.offer((SEND + SLOT * slot, header_size + len(frame)))
+        echo.offer(slot, 1600)
+    echo.guest.run()
+    received = [echo.guest.read(RECEIVE + SLOT * slot, header_size + 64) for slot in range(len(before))]
+    assert received == [right[:header_size] + frame] * len(before)
+    echo.guest.close()
+
+
+def test_used_elements_that_stay_and_that_change_from_lap_to_lap() -> None:
+    echo = Echo()
+    size = echo.guest.rx.size
+    lap: list[list[tuple[int, int]]] = []
+    for lengths in ([64] * size, [64] * size, [64, 65] * (size // 2), [65] * size):
+        for slot, length in enumerate(lengths):
+            echo.send(slot, bytes(length))
+            echo.offer(slot, 1600)
+        echo.guest.run()
+        assert echo.guest.rx.used()[-size:] == [(head, 12 + n) for head, n in enumerate(lengths)]
+        lap.append(echo.guest.tx.used()[-size:])
+    assert lap == [[(head, 0) for head in range(size)]] * 4
     echo.guest.close()
 
 

@@ -22,21 +22,26 @@ cdef uint32_t first_used_segment(const burst *b) noexcept nogil:
     return b.segment_end
 
 
-cdef void make_room(burst *b) noexcept nogil:
-    """Move what is left of a burst to its front."""
-    cdef uint32_t count = b.end - b.first
+cdef void move_segments(burst *b) noexcept nogil:
+    """Move the segments that are left to the front."""
     cdef uint32_t base = first_used_segment(b)
     cdef uint32_t i
-    if b.first == 0:
-        return
-    memmove(&b.chains[0], &b.chains[b.first], count * sizeof(chain))
     memmove(&b.segments[0], &b.segments[base], (b.segment_end - base) * sizeof(segment))
-    for i in range(count):
+    for i in range(b.first, b.end):
         if b.chains[i].segment_count > 1:
             b.chains[i].first_segment -= base
     b.segment_end -= base
+
+
+cdef void make_room(burst *b) noexcept nogil:
+    """Move what is left of a burst to its front."""
+    if b.first == 0:
+        return
+    if b.segment_end:
+        move_segments(b)
+    memmove(&b.chains[0], &b.chains[b.first], (b.end - b.first) * sizeof(chain))
+    b.end -= b.first
     b.first = 0
-    b.end = count
 
 
 cdef void ring_call(ring *r) noexcept nogil:

@@ -34,6 +34,7 @@ RATES = (
     Column("frames_per_second", "Mpps", 2, 1e-6),
     Column("backend_cycles", "cycles", 0, brief=True),
     Column("backend_busy_cycles", "busy cycles", 0, brief=True),
+    Column("guest_cycles", "guest's cycles", 0, brief=True),
 )
 TRIPS = (
     Column("round_trip_p50_ns", "p50 µs", 2, 1e-3),
@@ -114,7 +115,9 @@ def _both(row: Row, placement: Placement, other: str, column: Column) -> list[st
 
 def _growth(rows: Sequence[Row]) -> Sheet:
     """Make a table of what a frame costs as queue pairs, guests and rings grow."""
-    headings = ("rings", "bytes", "placement", "contender", "cycles", "growth", "windows")
+    figures = RATES[1:3]
+    named = [name for figure in figures for name in (figure.unit, "growth")]
+    headings = ("rings", "bytes", "placement", "contender", *named, "windows")
     sheet = Sheet("Backend's cycles a frame, by the first of these rings", headings, 4)
     rows = [row for row in rows if row.case.scenario == "scaling"]
     for row in rows:
@@ -122,13 +125,20 @@ def _growth(rows: Sequence[Row]) -> Sheet:
         (first,) = (other for other in rows if other.case == basis)
         for placement in PLACEMENTS:
             for name in row.contenders:
-                cost, before = (each.median(placement, name, MAIN) for each in (row, first))
-                if cost is not None:
-                    growth = f"{cost / before:.2f}" if before else ""
-                    count = str(len(row.values(placement, name, MAIN)))
+                count = len(row.values(placement, name, MAIN))
+                if count:
                     _, what, size = head(row.case)
-                    sheet.lines.append((what, size, placement, name, f"{cost:.0f}", growth, count))
+                    grown = [
+                        cell for each in figures for cell in _grown(row, first, placement, name, each.figure)
+                    ]
+                    sheet.lines.append((what, size, placement, name, *grown, str(count)))
     return sheet
+
+
+def _grown(row: Row, first: Row, placement: Placement, name: str, figure: str) -> tuple[str, str]:
+    """Write a figure, and its ratio to that of the first row."""
+    cost, before = (each.median(placement, name, figure) for each in (row, first))
+    return "" if cost is None else f"{cost:.0f}", f"{cost / before:.2f}" if cost and before else ""
 
 
 def _kernel(rows: Sequence[Row]) -> Sheet:

@@ -210,6 +210,24 @@ def test_the_longest_chain(count: int, indirect: bool) -> None:
             assert [len(segments) for _, segments in popped] == [len(chain.segments)] == [count]
 
 
+@pytest.mark.parametrize("indirect", [False, True])
+def test_chains_of_one_buffer_leave_the_longest_chain_its_room(indirect: bool) -> None:
+    with large_ring(2048, [(0, 128 * 1024)]) as (ring, oracle, driver, view):
+        for i in range(1, LONGEST_CHAIN + 1):
+            driver.describe(i, 64, 1, NEXT if i < LONGEST_CHAIN else 0, i + 1)
+        if indirect:
+            area = 96 * 1024
+            view[area : area + 16] = pack_descriptor(64, 1)
+            driver.describe(0, area, 16, INDIRECT)
+        else:
+            driver.describe(0, 64, 1)
+        driver.offer(0)
+        driver.offer(1)
+        assert [(head, len(segments)) for head, segments in ring.pop()] == [(0, 1), (1, LONGEST_CHAIN)]
+        assert oracle.pop() is not None
+        assert oracle.pop() is not None
+
+
 def test_a_full_ring_of_the_largest_size() -> None:
     size = 32768
     with large_ring(size, [(0, 1 << 20)]) as (ring, oracle, driver, _):

@@ -101,6 +101,7 @@ _Static_assert(offsetof(struct split_used, ring) == 4, "virtio 1.3, 2.7.8");
 _Static_assert(sizeof(struct packed_descriptor) == 16, "virtio 1.3, 2.8.13");
 _Static_assert(offsetof(struct packed_descriptor, flags) == 14, "virtio 1.3, 2.8.13");
 _Static_assert(sizeof(struct net_header) == 12, "virtio 1.3, 5.1.6");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "that of virtio 1.3; rings and chains are read in whole words");
 _Static_assert(sizeof(struct xdp_desc) == 16, "linux/if_xdp.h");
 
 /* Newer than the headers of the oldest distribution we build on (Linux 6.6). */

@@ -78,5 +78,12 @@ cdef inline void chain_end(chain *c, const burst *b) noexcept nogil:
     c.offset = b.segments[c.first_segment].offset
 
 
+cdef inline void add_chain(burst *b, const chain *c) noexcept nogil:
+    """Have the chain behind the burst's last one be part of it, with its segments if it needs them."""
+    b.end += 1
+    if c.segment_count > 1:
+        b.segment_end += c.segment_count
+
+
 cdef uint32_t read_chains(split_ring *ring, burst *b, uint32_t count) noexcept nogil
 cdef uint32_t read_chain(split_ring *ring, uint16_t head, burst *b, chain *c) noexcept nogil

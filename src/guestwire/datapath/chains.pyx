@@ -152,8 +152,7 @@ cdef bint read_any_chain(split_ring *ring, burst *b) noexcept nogil:
     if read_chain(ring, head, b, c):
         return False
     ring.common.in_flight[head] = 1
-    b.end += 1
-    b.segment_end += c.segment_count
+    add_chain(b, c)
     ring.last_available += 1
     return True
 

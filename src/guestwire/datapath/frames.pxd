@@ -46,8 +46,8 @@ cdef struct frame_addresses:
 cdef inline void write_net_header(uint8_t *at, uint16_t size, uint16_t num_buffers) noexcept nogil:
     """Write a virtio_net_hdr without offloads: all zero but num_buffers (virtio 1.3, 5.1.6).
 
-    One that is there already, since drivers use their buffers again, is not written: the guest has it in its
-    cache, and keeps it. From another core that is worth a third at 64 bytes.
+    One of 12 bytes that is there already, since drivers use their buffers again, is not written: the guest
+    has it in its cache, and keeps it. From another core that is worth a third at 64 bytes.
     """
     cdef uint64_t first
     cdef uint32_t last

@@ -1,8 +1,8 @@
 # cython: language_level=3
 """Reading the lists of a packed ring, whose descriptors the driver made available (virtio 1.3, 2.8.21).
 
-Each descriptor is read once into locals, checked, and only the result is kept; the order of the checks is
-that of guestwire.virtio.ring_errors.
+Each descriptor is read once into locals, checked, and only the result is used; the order of the checks is
+that of guestwire.virtio.ring_errors. Copies of descriptors (`kept`) are checked whenever they are read again.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -17,6 +17,7 @@ from guestwire.datapath.atomics cimport load_acquire_u64, load_relaxed_u64, pref
 from guestwire.datapath.branches cimport unlikely
 from guestwire.datapath.chains cimport (
     DESCRIPTOR_SIZE,
+    add_chain,
     chain_begin,
     chain_end,
     find_table,
@@ -241,8 +242,7 @@ cdef uint32_t read_any_list(packed_ring *r, burst *b) noexcept nogil:
     if r.kept != NULL:
         own_kept(r, c.head, taken)
     r.common.in_flight[c.head] = taken
-    b.end += 1
-    b.segment_end += c.segment_count
+    add_chain(b, c)
     advance_available(r, taken, 1)
     return 1
 

@@ -9,14 +9,15 @@ from guestwire.datapath.window cimport Window, window
 
 cdef enum:
     BURST_CHAINS = 64       # chains taken from a ring in one go
-    BURST_SEGMENTS = 1024   # buffers they may have together, and so one chain at most
+    BURST_SEGMENTS = 1024   # buffers that those of several may have together, and so one chain at most
 
 cdef struct segment:
     uint64_t offset         # in the window
     uint32_t length
     uint32_t reserved
 
-# It begins as a segment does: a chain of one, the common kind, is its own segment (see `chain_segments`).
+# It begins as a segment does: a chain of one, the common kind, is its own segment (see `chain_segments`; we
+# are built with -fno-strict-aliasing).
 cdef struct chain:
     uint64_t offset         # of the first segment
     uint32_t length         # of all segments
@@ -83,8 +84,8 @@ cdef struct ring:
     uint64_t calls
     bint call_owed              # the driver wants a call, and there is no descriptor to give it
 
-# A chain's second word is its length, head and segment_count. Loops over chains of one buffer read and write
-# it in one access.
+# A chain's second word is its length, head and segment_count, in this order from its lowest bit. Loops over
+# chains of one buffer read and write it in one access.
 cdef enum:
     CHAIN_HEAD_SHIFT = 32
 

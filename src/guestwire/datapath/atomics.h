@@ -46,13 +46,8 @@ static inline void cpu_relax(void)
 #endif
 }
 
-static inline void prefetch_read(const void *p)
-{
-    __builtin_prefetch(p, 0, 3);
-}
-
-/* The compiler's own is a read on x86-64, unless it is told that the machine has this. Each that runs this does, or takes
- * it for a no-op. */
+/* Asks for a line that will be written. The compiler's own asks on x86-64 for one that will be read, unless it is
+ * told that the machine knows prefetchw; a 64-bit one that does not takes it for a no-op. */
 static inline void prefetch_write(const void *p)
 {
 #if defined(__x86_64__)

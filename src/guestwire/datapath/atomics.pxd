@@ -17,5 +17,4 @@ cdef extern from "atomics.h" nogil:
     void store_release_u64(uint64_t *p, uint64_t v)
     void fence_seq_cst()
     void cpu_relax()
-    void prefetch_read(const void *p)
     void prefetch_write(const void *p)

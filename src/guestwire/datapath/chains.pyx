@@ -10,10 +10,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from guestwire.datapath.abi cimport (
     DESCRIPTOR_F_INDIRECT,
     DESCRIPTOR_F_NEXT,
-    NET_HEADER,
     split_descriptor,
 )
-from guestwire.datapath.atomics cimport load_relaxed_u16, load_relaxed_u64, prefetch_write
+from guestwire.datapath.atomics cimport load_relaxed_u16, load_relaxed_u64
 from guestwire.datapath.branches cimport unlikely
 from guestwire.datapath.ring cimport (
     CHAIN_HEAD_SHIFT,
@@ -105,7 +104,7 @@ cdef uint32_t read_common_chains(split_ring *ring, burst *b, uint32_t most) noex
     cdef const split_descriptor *descriptors = ring.descriptors
     cdef const uint16_t *entries = ring.available.ring
     cdef near_region near = window_near(ring.common.window, ring.common.region_hint)
-    cdef const uint8_t *frames = ring.common.window.base + near.offset + NET_HEADER
+    cdef const uint8_t *buffers = ring.common.window.base + near.offset
     cdef uint16_t *in_flight = ring.common.in_flight
     cdef uint16_t direction = ring.common.direction
     cdef uint32_t size = ring.common.size
@@ -128,9 +127,7 @@ cdef uint32_t read_common_chains(split_ring *ring, burst *b, uint32_t most) noex
         put_chain_of_one(&c[i], near.offset + distance, ONE_BUFFER | head << CHAIN_HEAD_SHIFT | d.length)
         in_flight[head] = 1
         if direction:
-            # No store is to wait until the guest's CPU gives the frame's first line away: worth a quarter at
-            # 1,500 bytes.
-            prefetch_write(frames + distance)
+            prefetch_frame(buffers + distance)
     else:
         i = most
     b.end += i

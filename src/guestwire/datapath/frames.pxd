@@ -47,7 +47,7 @@ cdef inline void write_net_header(uint8_t *at, uint16_t size, uint16_t num_buffe
     """Write a virtio_net_hdr without offloads: all zero but num_buffers (virtio 1.3, 5.1.6).
 
     One of 12 bytes that is there already, since drivers use their buffers again, is not written: the guest
-    has it in its cache, and keeps it. From another core that is worth a third at 64 bytes.
+    has it in its cache, and keeps it. From another core that is worth a quarter at 64 bytes.
     """
     cdef uint64_t first
     cdef uint32_t last

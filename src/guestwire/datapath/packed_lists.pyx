@@ -10,10 +10,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from guestwire.datapath.abi cimport (
     DESCRIPTOR_F_INDIRECT,
     DESCRIPTOR_F_NEXT,
-    NET_HEADER,
     packed_descriptor,
 )
-from guestwire.datapath.atomics cimport load_acquire_u64, load_relaxed_u64, prefetch_write
+from guestwire.datapath.atomics cimport load_acquire_u64, load_relaxed_u64
 from guestwire.datapath.branches cimport unlikely
 from guestwire.datapath.chains cimport (
     DESCRIPTOR_SIZE,
@@ -21,6 +20,7 @@ from guestwire.datapath.chains cimport (
     chain_begin,
     chain_end,
     find_table,
+    prefetch_frame,
     read_buffer,
 )
 from guestwire.datapath.ring cimport (
@@ -191,7 +191,7 @@ cdef uint32_t read_common_lists(packed_ring *r, burst *b, uint32_t most) noexcep
     cdef ring *self = &r.common
     cdef packed_descriptor *d = &r.descriptors[r.next_available]
     cdef near_region near = window_near(self.window, self.region_hint)
-    cdef const uint8_t *frames = self.window.base + near.offset + NET_HEADER
+    cdef const uint8_t *buffers = self.window.base + near.offset
     cdef uint16_t direction = self.direction
     cdef uint16_t *in_flight = self.in_flight
     cdef uint32_t size = self.size
@@ -215,9 +215,7 @@ cdef uint32_t read_common_lists(packed_ring *r, burst *b, uint32_t most) noexcep
         put_chain_of_one(&c[i], near.offset + distance, word | ONE_BUFFER)
         in_flight[id] = 1
         if direction:
-            # No store is to wait until the guest's CPU gives the frame's first line away: worth a quarter at
-            # 1,500 bytes.
-            prefetch_write(frames + distance)
+            prefetch_frame(buffers + distance)
     else:
         i = most
     if r.kept != NULL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,10 +31,13 @@ class Column:
     brief: bool = False
 
 
-RATES = (
-    Column("frames_per_second", "Mpps", 2, 1e-6),
+COSTS = (
     Column("backend_cycles", "cycles", 0, brief=True),
     Column("backend_busy_cycles", "busy cycles", 0, brief=True),
+)
+RATES = (
+    Column("frames_per_second", "Mpps", 2, 1e-6),
+    *COSTS,
     Column("guest_cycles", "guest's cycles", 0, brief=True),
 )
 TRIPS = (
@@ -44,7 +48,7 @@ LARGE = (Column("bytes_per_second", "GB/s", 2, 1e-9),)
 IDLE = (Column("backend_cpu_seconds_per_second", "CPU ms/s", 2, 1e3),)
 
 HEAD = ("scenario", "rings", "bytes", "placement", "beside")
-MAIN = RATES[1].figure
+MAIN = COSTS[0].figure
 
 
 def sheets(results: Results) -> list[Sheet]:
@@ -115,8 +119,7 @@ def _both(row: Row, placement: Placement, other: str, column: Column) -> list[st
 
 def _growth(rows: Sequence[Row]) -> Sheet:
     """Make a table of what a frame costs as queue pairs, guests and rings grow."""
-    figures = RATES[1:3]
-    named = [name for figure in figures for name in (figure.unit, "growth")]
+    named = [name for figure in COSTS for name in (figure.unit, "growth")]
     headings = ("rings", "bytes", "placement", "contender", *named, "windows")
     sheet = Sheet("Backend's cycles a frame, by the first of these rings", headings, 4)
     rows = [row for row in rows if row.case.scenario == "scaling"]
@@ -128,10 +131,8 @@ def _growth(rows: Sequence[Row]) -> Sheet:
                 count = len(row.values(placement, name, MAIN))
                 if count:
                     _, what, size = head(row.case)
-                    grown = [
-                        cell for each in figures for cell in _grown(row, first, placement, name, each.figure)
-                    ]
-                    sheet.lines.append((what, size, placement, name, *grown, str(count)))
+                    grown = (_grown(row, first, placement, name, each.figure) for each in COSTS)
+                    sheet.lines.append((what, size, placement, name, *itertools.chain(*grown), str(count)))
     return sheet
 
 

@@ -242,7 +242,7 @@ def _ask(path: Path, request: msgspec.Struct, answer: type[Answer], timeout: flo
         return msgspec.json.decode(line, type=answer)
     except (OSError, msgspec.DecodeError) as error:
         raise HostError(
-            f"the process behind {path} does not answer: {error}", f"ps -p {path.parent.name}"
+            f"the process behind {path} does not answer: {error}", f"ps -p {path.parent.name.split('.')[0]}"
         ) from error
 
 

@@ -33,7 +33,7 @@ from guestwire.metrics import read_counters, total
 from guestwire.ports.budget import PinnedBudget
 from guestwire.ports.parse import parse_port
 from guestwire.rebind import rebind
-from guestwire.runtime import CONTROL_SOCKET, RuntimeDirectory
+from guestwire.runtime import CONTROL_SOCKET, COUNTERS_SUFFIX, RuntimeDirectory
 from guestwire.share_watch import ShareWatch
 from guestwire.vhost_user.endpoint import Connector, Endpoint, Inherited, Listener
 from guestwire.vhost_user.session import Session
@@ -212,7 +212,7 @@ class Daemon:
             Guest(
                 config,
                 parse_port(config.port, self._budget.for_guest(config.name), config.name),
-                directory / f"{config.name}.counters",
+                directory / f"{config.name}{COUNTERS_SUFFIX}",
             )
             for config in self._configuration.guest
         ]

@@ -91,7 +91,22 @@ def test_status_shows_nothing_stale(tmp_path: Path) -> None:
         assert answer.returncode == 3
         assert "no running guestwire process has its runtime directory" in answer.stderr
         assert "to do: guestwire run" in answer.stderr
-        assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_status_deletes_nothing(tmp_path: Path) -> None:
+    with Backend(tmp_path, "echo") as backend:
+        precious = tmp_path / "run" / "2026" / "precious"
+        precious.parent.mkdir()
+        precious.write_text("precious")
+        assert backend.run("status").returncode == 0
+        backend.process.kill()
+        backend.process.wait()
+        assert backend.run("status").returncode == 3
+    backend.log.unlink()
+    with Backend(tmp_path, "echo"):
+        assert not (tmp_path / "run" / str(backend.pid)).exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["2026"]
+    assert precious.read_text() == "precious"
 
 
 def test_status_shows_all_processes_that_answer(tmp_path: Path) -> None:

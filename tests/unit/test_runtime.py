@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from backend.process import wait_until
 from guestwire import runtime
 from guestwire.errors import HostError
-from guestwire.runtime import RuntimeDirectory, base_directory, live_directories
+from guestwire.runtime import RuntimeDirectory, base_directory, live_directories, process_number
 
 LIVE = """
 import sys
@@ -61,28 +65,125 @@ def test_from_start_to_end(base: Path) -> None:
     assert list(base.iterdir()) == []
 
 
-def test_a_process_that_was_killed_leaves_nothing(base: Path) -> None:
+@contextlib.contextmanager
+def another_process(*command: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A process with a runtime directory, which is killed at the end."""
     with subprocess.Popen(
-        [sys.executable, "-c", LIVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*command, sys.executable, "-c", LIVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
             assert process.stdout is not None
-            path = Path(process.stdout.readline().decode().strip())
-            (path / "vm1.counters").write_text("")
-            assert live_directories() == [path]
+            yield process, Path(process.stdout.readline().decode().strip())
         finally:
             process.kill()
-    assert path.exists()
+
+
+@pytest.fixture
+def dead(base: Path) -> Path:
+    """What a process has left that was killed."""
+    with another_process() as (_, path):
+        (path / "vm1.counters").write_text("")
+        with socket.socket(socket.AF_UNIX) as control:
+            control.bind(str(path / "control.sock"))
+        assert live_directories() == [path]
     assert live_directories() == []
-    assert not path.exists()
+    return path
 
 
-def test_a_process_that_is_starting_is_left_alone(base: Path) -> None:
-    # It has no lock yet. Process 1 lives whenever we do, and no process has number 0.
-    (base / "1").mkdir(parents=True)
-    (base / "0").mkdir()
-    assert live_directories() == [base / "1"]
-    assert not (base / "0").exists()
+def test_what_a_killed_process_has_left_the_next_one_removes(dead: Path) -> None:
+    assert dead.exists()  # whoever only looks changes nothing
+    directory = RuntimeDirectory()
+    try:
+        assert list(dead.parent.iterdir()) == [directory.path]
+    finally:
+        directory.close()
+
+
+def precious(path: Path) -> None:
+    (path / "precious").write_text("precious")
+
+
+def nested(path: Path) -> None:
+    (path / "work").mkdir()
+    precious(path / "work")
+
+
+def no_mark(path: Path) -> None:
+    (path / "lock").write_text("")  # as of a version that put nothing into it, or of another program
+    precious(path)
+
+
+def no_lock(path: Path) -> None:
+    (path / "lock").unlink()
+
+
+def linked_lock(path: Path) -> None:
+    (path / "lock").rename(path.parent / "elsewhere")
+    (path / "lock").symlink_to(path.parent / "elsewhere")
+
+
+def linked(path: Path) -> None:
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def not_a_socket(path: Path) -> None:
+    (path / "control.sock").unlink()
+    (path / "control.sock").write_text("precious")
+
+
+def of_another_user(path: Path) -> None:
+    os.chown(path, 4711, -1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        precious,
+        nested,
+        no_mark,
+        no_lock,
+        linked_lock,
+        linked,
+        not_a_socket,
+        pytest.param(of_another_user, marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root")),
+    ],
+)
+def test_what_is_not_provably_ours_stays(dead: Path, change: Callable[[Path], None]) -> None:
+    change(dead)
+    before = {path: path.is_file() and path.read_bytes() for path in dead.parent.rglob("*")}
+    assert live_directories() == []
+    RuntimeDirectory().close()
+    assert {path: path.is_file() and path.read_bytes() for path in dead.parent.rglob("*")} == before
+
+
+def test_other_names_and_other_contents_are_nobodys(base: Path) -> None:
+    for name in ("notes", "2026", "0", "1.", str(os.getpid())):
+        (base / name).mkdir(parents=True)
+        precious(base / name)
+    assert live_directories() == []
+    directory = RuntimeDirectory()
+    assert directory.path == base / f"{os.getpid()}.2"
+    assert live_directories() == [directory.path]
+    directory.close()
+    assert sorted(path.parent.name for path in base.glob("*/precious")) == sorted(
+        ("notes", "2026", "0", "1.", str(os.getpid()))
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a PID namespace needs root")
+def test_processes_with_one_number_leave_each_other_alone(base: Path) -> None:
+    """As in containers: each is number 1 in a PID namespace of its own, and /run is the same."""
+    alone = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    with another_process(*alone) as (_, first), another_process(*alone) as (second, other):
+        assert (first.name, other.name) == ("1", "1.2")
+        assert process_number(other) == 1
+        assert live_directories() == [first, other]
+        second.kill()
+        second.wait()
+        wait_until(lambda: live_directories() == [first])
+        RuntimeDirectory().close()
+        assert list(base.iterdir()) == [first]
 
 
 def test_the_lock_file_is_never_seen_without_its_lock(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,32 +192,33 @@ def test_the_lock_file_is_never_seen_without_its_lock(base: Path, monkeypatch: p
 
     def look_around(descriptor: int, operation: int) -> None:
         if operation == fcntl.LOCK_EX:
-            seen.append(live_directories())
+            seen.append([path.name for path in base.glob("*/*")])
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", look_around)
     directory = RuntimeDirectory()
     try:
-        assert seen == [[directory.path]]
+        assert seen == [["lock.new"]]
+        assert live_directories() == [directory.path]
     finally:
         directory.close()
 
 
-def test_what_an_earlier_process_of_the_same_number_left_is_replaced(base: Path) -> None:
-    stale = base / str(os.getpid())
-    stale.mkdir(parents=True)
-    (stale / "control.sock").write_text("")
+def test_what_an_earlier_process_of_the_same_number_left_is_replaced(dead: Path) -> None:
+    own = dead.rename(dead.parent / str(os.getpid()))
     directory = RuntimeDirectory()
     try:
+        assert directory.path == own
         assert [path.name for path in directory.path.iterdir()] == ["lock"]
     finally:
         directory.close()
 
 
-def test_other_names_are_nobodys(base: Path) -> None:
-    (base / "notes").mkdir(parents=True)
-    assert live_directories() == []
-    assert (base / "notes").exists()
+def test_nothing_of_others_goes_with_it(base: Path) -> None:
+    directory = RuntimeDirectory()
+    precious(directory.path)
+    directory.close()
+    assert [path.name for path in directory.path.iterdir()] == ["precious"]
 
 
 def test_a_place_that_cannot_be(base: Path) -> None:
@@ -135,3 +237,15 @@ def test_a_place_that_somebody_else_has_taken(tmp_path: Path, monkeypatch: pytes
     (tmp_path / f"guestwire-{owner + 1}").mkdir()
     with pytest.raises(HostError, match=f"belongs to user {owner}, not to user {owner + 1}"):
         RuntimeDirectory()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a link away needs root")
+def test_a_place_that_somebody_elses_link_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GUESTWIRE_RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.setattr(runtime, "base_directory", lambda: tmp_path / "guestwire")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "guestwire").symlink_to(tmp_path / "mine")
+    os.chown(tmp_path / "guestwire", 4711, -1, follow_symlinks=False)
+    with pytest.raises(HostError, match="belongs to user 4711"):
+        RuntimeDirectory()
+    assert list((tmp_path / "mine").iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -12,7 +14,7 @@ from rich.table import Table
 
 from guestwire.control import Direction, GuestState, Memory, Status, ask_status
 from guestwire.errors import HostError
-from guestwire.runtime import CONTROL_SOCKET, base_directory, live_directories
+from guestwire.runtime import CONTROL_SOCKET, base_directory, live_directories, process_number
 from guestwire.sizes import format_size
 
 
@@ -30,30 +32,35 @@ def status(
             f"no running {which} has its runtime directory in {base_directory()}",
             "guestwire run --socket-path PATH --port PORT",
         )
-    guests = [guest for answer in answers for guest in answer.guests]
+    guests = [guest for answer in answers.values() for guest in answer.guests]
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode({"guests": guests}), indent=2).decode())
     else:
-        Console().print(_table(answers))
+        Console().print(_table(answers.values()))
     for failure in failures:
         raise failure
 
 
-def ask_all(pid: int | None) -> tuple[list[Status], list[HostError]]:
-    """Ask the processes, or the one; return what they answer, and why others that live do not."""
-    answers, failures = [], []
+def ask_all(pid: int | None) -> tuple[dict[Path, Status], list[HostError]]:
+    """Ask the processes, or those with this number.
+
+    Returns:
+        what they answer, by control socket, and why others that live do not.
+    """
+    answers: dict[Path, Status] = {}
+    failures = []
     for directory in live_directories():
-        if pid is not None and directory.name != str(pid):
+        if pid is not None and process_number(directory) != pid:
             continue
         try:
-            answers.append(ask_status(directory / CONTROL_SOCKET))
+            answers[directory / CONTROL_SOCKET] = ask_status(directory / CONTROL_SOCKET)
         except HostError as error:
             if directory in live_directories():  # it has not just ended
                 failures.append(error)
     return answers, failures
 
 
-def _table(answers: list[Status]) -> Table:
+def _table(answers: Iterable[Status]) -> Table:
     table = Table(title="guests")
     for column in ("guest", "state", "port", "mode", "memory", "to the guest", "from the guest"):
         table.add_column(column, overflow="fold")

@@ -1,5 +1,6 @@
 """Which QEMU is run: the installed one if it will do."""
 
+import re
 import shutil
 import subprocess
 
@@ -33,6 +34,16 @@ def test_another_one_runs_from_where_it_was_unpacked(installed):
     assert "netdev=" in answer.stdout
 
 
+def test_the_newest_one_runs_by_its_own_loader(newest):
+    (version,) = re.findall(r"version (\d+)", run([*newest["emulator"], "--version"]))
+    assert int(version) >= 11
+    assert "mrg_rxbuf=" in run([*newest["emulator"], "-device", "virtio-net-pci,help"])
+
+
+def run(command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_without_one_the_package_is_named(monkeypatch):
     monkeypatch.setattr(emulator.shutil, "which", lambda _: None)
     with pytest.raises(HostError, match="is not installed") as raised:
@@ -53,4 +64,23 @@ def test_only_what_the_emulator_needs_is_taken():
         "qemu-system-common",
         "qemu-system-x86",
         "seabios",
+    ]
+
+
+def test_the_newest_one_is_taken_whole():
+    class Plan(Apt):
+        def additions(self, package, suite):
+            assert (package, suite) == ("qemu-system-x86", "sid")
+            names = ("base-files", "libc6", "libc6-dev", "libc-bin", "libpython3.14", "libnew1", "qemu-utils")
+            return [f"{name}=1:11.1" for name in (*names, "qemu-system-x86", "zstd")]
+
+    taken = emulator._newest_packages(Plan())
+    assert sorted(name.partition("=")[0] for name in taken) == [
+        "ipxe-qemu/sid",
+        "libc6/sid",
+        "libnew1",
+        "qemu-system-common/sid",
+        "qemu-system-data/sid",
+        "qemu-system-x86/sid",
+        "seabios/sid",
     ]

@@ -143,7 +143,7 @@ def test_packages_that_hold_a_kernel(records, meta, expected):
     assert len(parts) == len(expected)
 
 
-def test_of_the_zero_copy_kernel_only_what_it_needs_is_kept(kernel, monkeypatch):
+def test_of_the_newest_kernel_only_what_it_needs_is_kept(kernel, monkeypatch):
     root = kernel.modules.parents[2]
     kernel.modules.rename(root / "usr-lib-modules")
     modules = root / "usr/lib/modules/1.2.3"
@@ -152,5 +152,6 @@ def test_of_the_zero_copy_kernel_only_what_it_needs_is_kept(kernel, monkeypatch)
     (modules / "vmlinuz").touch()
     (modules / "kernel/unrelated.ko.xz").touch()
     monkeypatch.setattr(images, "ZERO_COPY_MODULES", ("alpha",))
-    images._keep_zero_copy_modules(root)
+    monkeypatch.setattr(images, "MEMORY_MODULES", ())
+    images._keep_needed_modules(root)
     assert {path.name for path in modules.glob("kernel/**/*.ko*")} == {"alpha.ko.xz", "beta-two.ko"}

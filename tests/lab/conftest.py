@@ -30,7 +30,7 @@ def lab() -> None:
     if os.geteuid() != 0:
         pytest.skip("the lab's machine shows all files of this one to its root: that needs root here")
     try:
-        images.zero_copy_kernel()
+        images.newest_kernel()
         emulator_with("igb")
     except HostError as error:
         pytest.skip(f"no lab here: {error}")

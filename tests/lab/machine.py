@@ -139,7 +139,7 @@ class LabMachine(QemuGuest):
         return emulator_with("igb")
 
     def _boot_files(self) -> tuple[Path, Path]:
-        kernel = images.zero_copy_kernel()
+        kernel = images.newest_kernel()
         init = (Path(__file__).parent / "init.sh").read_text() + initramfs.answer_commands(RUNNER)
         return kernel.image, images.guest_initramfs(kernel, images.ZERO_COPY_MODULES, init=init)
 

@@ -29,6 +29,7 @@ from guestwire.errors import HostError
 from guestwire.testing import images
 from guestwire.testing.accelerator import QEMU, Accelerator, usable_accelerator
 from guestwire.testing.channel import Channel, ChannelError, Completed
+from guestwire.testing.initramfs import Kernel
 from guestwire.testing.processes import spawn
 
 # No IPv6: a guest that is to be idle must not send router solicitations.
@@ -262,6 +263,8 @@ class QemuGuest(Guest):
         programs: see ``Guest``.
         namespace: see ``Guest``.
         accelerator: None for the fastest one that works here.
+        emulator: the words that start QEMU, before its arguments; the installed one when None.
+        kernel: what it boots; the distribution's when None.
         cpus: the number of virtual processors.
         hugepages: keep the guest's memory in hugepages (hugetlbfs).
         arguments: more arguments for QEMU.
@@ -278,6 +281,8 @@ class QemuGuest(Guest):
         programs: Sequence[str] = (),
         namespace: str | None = None,
         accelerator: Accelerator | None = None,
+        emulator: Sequence[str] | None = None,
+        kernel: Kernel | None = None,
         cpus: int = 1,
         hugepages: bool = False,
         arguments: Sequence[str] = (),
@@ -292,6 +297,8 @@ class QemuGuest(Guest):
             namespace=namespace,
         )
         self.accelerator = accelerator or usable_accelerator()
+        self.emulator = emulator
+        self.kernel = kernel
         self.cpus = cpus
         self.hugepages = hugepages
         self.arguments = tuple(arguments)
@@ -303,13 +310,15 @@ class QemuGuest(Guest):
 
     def _emulator(self) -> list[str]:
         """The words that start QEMU, before its arguments."""
+        if self.emulator is not None:
+            return list(self.emulator)
         if shutil.which(QEMU) is None:
             raise HostError(f"{QEMU} is not installed", "apt-get install qemu-system-x86")
         return [QEMU]
 
     def _boot_files(self) -> tuple[Path, Path]:
         """The kernel's image and the initial RAM file system."""
-        kernel = images.qemu_kernel()
+        kernel = self.kernel or images.qemu_kernel()
         return kernel.image, images.guest_initramfs(kernel, self.modules, programs=self.programs)
 
     def _command(self, channel_fd: int, folder: Path) -> list[str]:
@@ -325,12 +334,16 @@ class QemuGuest(Guest):
         command += ["-chardev", f"socket,id=channel,fd={channel_fd}", "-serial", "chardev:channel"]
         command += ["-kernel", str(image), "-initrd", str(initramfs)]
         command += ["-append", f"console=ttyS0 {KERNEL_OPTIONS} {self.kernel_options}"]
+        # The installed QEMU may be 7.2 (7.2.22, Debian 12), which without KVM dies of a null pointer
+        # when vhost-user rings with vectors of their own start.  For a backend, it is no difference.
+        one_line = self.accelerator == "tcg" and self.emulator is None
         for index, device in enumerate(self.devices):
-            command += _qemu_device(index, device, self.accelerator)
+            command += _qemu_device(index, device, one_line=one_line)
         return [*command, *self.arguments]
 
 
-def _qemu_device(index: int, device: VhostUserDevice, accelerator: Accelerator) -> list[str]:
+def _qemu_device(index: int, device: VhostUserDevice, *, one_line: bool) -> list[str]:
+    """QEMU's arguments for a device, which has one interrupt line for all or vectors of its own."""
     socket = f"socket,id=vhost{index},path={device.socket_path}"
     if device.listen:
         socket += ",server=on"
@@ -340,9 +353,7 @@ def _qemu_device(index: int, device: VhostUserDevice, accelerator: Accelerator) 
     if device.queue_pairs > 1:
         # An interrupt for each ring, one for the control queue, one for configuration changes.
         properties |= {"mq": "on", "vectors": str(2 * device.queue_pairs + 2)}
-    if accelerator == "tcg":
-        # One interrupt line for all: QEMU 7.2 (7.2.22, Debian 12) without KVM dies of a null
-        # pointer when vhost-user rings with vectors of their own start.  For a backend, no change.
+    if one_line:
         properties["vectors"] = "0"
     properties |= device.options
     listed = ",".join(f"{name}={value}" for name, value in properties.items())

@@ -26,10 +26,13 @@ KERNEL_PACKAGES = (
 # A kernel package may leave its files to these (Ubuntu; Debian from release 14 on).
 KERNEL_PART = re.compile(r"linux-(base|binary|image|image-unsigned|modules)-\d\S*")
 
+# Where the newest kernel and the newest QEMU come from.
+NEWEST_SUITE = "sid"
 # What the zero-copy lab's kernel must be able to do: share folders, overlay them, and drive the
 # emulated interfaces that have AF_XDP zero copy, with an interface to test the tests with.
 ZERO_COPY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "igb", "virtio_net", "veth")
-ZERO_COPY_SUITE = "sid"
+# What else guests may want of the newest kernel: to give memory back.
+MEMORY_MODULES = ("virtio_balloon", "virtio_mem")
 
 
 def qemu_kernel(progress: Progress = quiet) -> Kernel:
@@ -38,7 +41,7 @@ def qemu_kernel(progress: Progress = quiet) -> Kernel:
     Raises:
         HostError: the machine is not an x86-64 one, or its package sources offer no kernel.
     """
-    _require_x86_64()
+    require_x86_64()
     return _kernel(unpacked("kernel", lambda apt: _offered_kernel(apt, KERNEL_PACKAGES), progress))
 
 
@@ -62,29 +65,30 @@ def busybox(progress: Progress = quiet) -> Path:
     return _the_one(root, [root / "bin/busybox", root / "usr/bin/busybox"])
 
 
-def zero_copy_kernel(progress: Progress = quiet) -> Kernel:
-    """A kernel whose igb and virtio_net drivers have AF_XDP zero copy.
+def newest_kernel(progress: Progress = quiet) -> Kernel:
+    """The newest kernel that Debian has; its igb and virtio_net drivers have AF_XDP zero copy.
 
-    That takes a newer one than Debian's stable releases have: igb and virtio_net of Linux 6.12 lack
-    it, those of 7.2 have it.  Of its modules, ``ZERO_COPY_MODULES`` and what they need are kept.
+    Debian's stable releases have older ones: igb and virtio_net of Linux 6.12 lack zero copy, those of
+    7.2 have it.  Of its modules, ``ZERO_COPY_MODULES``, ``MEMORY_MODULES`` and what they need are kept.
 
     Raises:
         HostError: this is no Debian on x86-64, or its archive cannot be read.
     """
-    _require_x86_64()
+    require_x86_64()
     root = unpacked(
-        "zero-copy-kernel",
+        "newest-kernel",
         lambda apt: _offered_kernel(apt, ("linux-image-amd64",)),
         progress,
-        suite=ZERO_COPY_SUITE,
-        prune=_keep_zero_copy_modules,
+        suite=NEWEST_SUITE,
+        prune=_keep_needed_modules,
     )
     return _kernel(root)
 
 
-def _keep_zero_copy_modules(root: Path) -> None:
+def _keep_needed_modules(root: Path) -> None:
     kernel = _kernel(root)
-    needed = {name for name, _ in initramfs.load_order(kernel, ZERO_COPY_MODULES)}
+    order = initramfs.load_order(kernel, (*ZERO_COPY_MODULES, *MEMORY_MODULES))
+    needed = {name for name, _ in order}
     for path in kernel.modules.glob("kernel/**/*.ko*"):
         if initramfs.module_name(path) not in needed:
             path.unlink()
@@ -120,7 +124,12 @@ def installed(program: str) -> Path:
     return Path(path)
 
 
-def _require_x86_64() -> None:
+def require_x86_64() -> None:
+    """Make sure that QEMU guests can be of this machine's kind.
+
+    Raises:
+        HostError: they cannot.
+    """
     if platform.machine() != "x86_64":
         raise HostError(f"QEMU test guests are x86-64 machines, this one is {platform.machine()}")
 

@@ -29,6 +29,9 @@ Progress = Callable[[str], None]
 # What `apt-get --simulate install` says about a package that it would add or replace.
 WOULD_INSTALL = re.compile(r"^Inst (\S+) .*?\((\S+) ", re.MULTILINE)
 
+# Of what such a plan names, as ``name=version``: the C library, and what programs are linked with.
+LIBRARY = re.compile(r"lib(?!js-|python|.*-(bin|data|dbg|dev|devtools|extra|l10n|modules|perl)=)")
+
 
 def quiet(message: str) -> None:
     """Discard a progress message."""
@@ -153,6 +156,26 @@ def unpacked(
                 prune(files)
             files.replace(target)
     return target
+
+
+def own_loader(root: Path) -> tuple[str, ...]:
+    """The words before the path of a program from another suite, which start it.
+
+    It runs by the dynamic loader and the C library that it was built for (the package ``libc6`` must be
+    among those unpacked), with the libraries there, and with whatever else it needs from the machine.
+
+    Args:
+        root: the folder that its packages were unpacked into.
+
+    Raises:
+        HostError: there is no loader in it.
+    """
+    loaders = list(root.glob("usr/lib/*/ld-linux-*.so.*"))
+    if len(loaders) != 1:
+        raise HostError(f"{root} holds no dynamic loader", f"fetch it again: rm -r {root}")
+    (loader,) = loaders
+    system = Path("/") / loader.parent.relative_to(root)
+    return (str(loader), "--library-path", f"{loader.parent}:{system}")
 
 
 def _from_own_sources(select: Selection, folder: Path, progress: Progress) -> list[Path]:

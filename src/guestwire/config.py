@@ -10,10 +10,13 @@ import msgspec
 
 from guestwire.errors import ConfigurationError
 from guestwire.sizes import parse_size
+from guestwire.vhost_user.socket_file import SocketAccess, group_number
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Cpu = Annotated[int, msgspec.Meta(ge=0, le=8191)]
+SocketMode = Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")]
+Group = Annotated[str, msgspec.Meta(min_length=1)] | Annotated[int, msgspec.Meta(ge=0)]
 
 
 def _limit(max_pinned: str | None) -> int | None:
@@ -31,6 +34,9 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         name: what people call it; by default the socket's file name without its suffix.
         socket_path: the vhost-user socket. None with `fd`.
         fd: an inherited, listening or connected socket instead.
+        socket_mode: the permissions of the socket's file, octal, such as ``0660``, which is the default with
+            `socket_group`; None for what the umask leaves. Whoever may write to it may connect.
+        socket_group: the group that the file belongs to, by name or number; None for the process's.
         role: ``listen`` (QEMU connects) or ``connect`` (QEMU is the server; we retry until it is there).
         port: where its frames go; see the reference for the syntax.
         queue_pairs: how many are offered.
@@ -47,6 +53,8 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     port: str
     name: Name = ""
     socket_path: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    socket_mode: SocketMode | None = None
+    socket_group: Group | None = None
     fd: int | None = None
     role: Literal["listen", "connect"] = "listen"
     queue_pairs: Count = 1
@@ -64,6 +72,18 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def max_pinned_bytes(self) -> int | None:
         """`max_pinned` in bytes."""
         return _limit(self.max_pinned)
+
+    @property
+    def socket_access(self) -> SocketAccess:
+        """Who may connect to the socket.
+
+        Raises:
+            ConfigurationError: there is no such group.
+        """
+        return SocketAccess(
+            mode=None if self.socket_mode is None else int(self.socket_mode, 8),
+            group=None if self.socket_group is None else group_number(self.socket_group),
+        )
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +111,7 @@ def complete(guest: GuestConfig) -> GuestConfig:
 
     Raises:
         ConfigurationError: the socket is missing or named twice, or an inherited one shall be connected,
+            or permissions are given for one that is not made here or to a group that is not there,
             or the address is not one guest's.
     """
     if (guest.socket_path is None) == (guest.fd is None):
@@ -102,6 +123,11 @@ def complete(guest: GuestConfig) -> GuestConfig:
         raise ConfigurationError(
             f"guest {guest.name or guest.port!r} cannot connect: file descriptor {guest.fd} is open already",
             'leave out --connect (role = "connect"), or give it a socket_path',
+        )
+    if guest.socket_access != SocketAccess() and (guest.fd is not None or guest.role == "connect"):
+        raise ConfigurationError(
+            f"guest {guest.name or guest.port!r} does not make its socket: others say who may connect",
+            "leave out --socket-mode and --socket-group, and set them where the socket is made",
         )
     if guest.mac and int(guest.mac[:2], 16) & 1:
         raise ConfigurationError(

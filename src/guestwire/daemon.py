@@ -116,7 +116,7 @@ def _endpoint(config: GuestConfig) -> Endpoint:
         return Inherited(config.fd)
     assert config.socket_path is not None
     path = Path(config.socket_path)
-    return Connector(path) if config.role == "connect" else Listener(path)
+    return Connector(path) if config.role == "connect" else Listener(path, config.socket_access)
 
 
 class Daemon:

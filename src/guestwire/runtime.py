@@ -53,7 +53,7 @@ class RuntimeDirectory:
     def __init__(self) -> None:
         base = base_directory()
         try:
-            base.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _make(base)
             _require_own(base)
             for left in _directories(base):
                 _remove_if_dead(left)
@@ -73,6 +73,13 @@ class RuntimeDirectory:
         """Remove it."""
         _remove(self.path)
         os.close(self._lock)
+
+
+def _make(base: Path) -> None:
+    """Make the directory, if it is not there, so that frontends of other users reach sockets in it."""
+    with contextlib.suppress(FileExistsError):
+        base.mkdir(mode=0o755, parents=True)
+        base.chmod(0o755)  # whatever the umask is
 
 
 def _require_own(base: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from guestwire.config import Configuration, GuestConfig, check, complete, load
 from guestwire.errors import ConfigurationError
+from guestwire.vhost_user.socket_file import SocketAccess
 
 
 def guest(**fields: object) -> GuestConfig:
@@ -36,6 +37,10 @@ def test_names(fields: dict[str, object], name: str) -> None:
         ({"socket_path": None}, "guest 'echo' needs either socket_path or fd", "--socket-path"),
         ({"fd": 3}, "guest 'echo' needs either socket_path or fd", "--socket-path"),
         ({"socket_path": None, "fd": 3, "role": "connect"}, "file descriptor 3 is open already", "--connect"),
+        ({"role": "connect", "socket_mode": "0660"}, "does not make its socket", "--socket-mode"),
+        ({"role": "connect", "socket_group": 0}, "does not make its socket", "--socket-group"),
+        ({"socket_path": None, "fd": 3, "socket_mode": "0660"}, "does not make its socket", "--socket-mode"),
+        ({"socket_group": "no such group"}, "there is no group 'no such group'", "getent group"),
         ({"mac": "33:00:00:00:00:01"}, "33:00:00:00:00:01 is a group's", "such as 32:00:00:00:00:01"),
     ],
 )
@@ -51,6 +56,12 @@ def test_what_contradicts_itself(fields: dict[str, object], error: str, remedy: 
         {"socket_path": ""},
         {"name": "a/b"},
         {"name": "x" * 65},
+        {"socket_mode": "0888"},
+        {"socket_mode": "66"},
+        {"socket_mode": "06660"},
+        {"socket_mode": 0o660},
+        {"socket_group": ""},
+        {"socket_group": -1},
         {"queue_pairs": 0},
         {"queue_pairs": 65},
         {"mac": "02:00:00:00:00"},
@@ -73,6 +84,13 @@ def test_what_contradicts_itself(fields: dict[str, object], error: str, remedy: 
 def test_what_no_guest_has(fields: dict[str, object]) -> None:
     with pytest.raises(msgspec.ValidationError):
         guest(**fields)
+
+
+def test_who_may_connect() -> None:
+    assert guest().socket_access == SocketAccess()
+    assert guest(socket_mode="660").socket_access == SocketAccess(0o660)
+    assert guest(socket_mode="0600", socket_group="root").socket_access == SocketAccess(0o600, 0)
+    assert guest(socket_group=7).socket_access == SocketAccess(None, 7)
 
 
 def test_guests_must_differ() -> None:

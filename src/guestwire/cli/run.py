@@ -25,6 +25,12 @@ def run(
     socket_path: Annotated[
         str | None, typer.Option(help="Serve one guest on this vhost-user socket.")
     ] = None,
+    socket_mode: Annotated[
+        str | None, typer.Option(metavar="OCTAL", help="Permissions of the socket's file, such as 0660.")
+    ] = None,
+    socket_group: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Group of the socket's file, by name or number.")
+    ] = None,
     fd: Annotated[
         int | None, typer.Option(help="The same on an inherited socket, listening or connected.")
     ] = None,
@@ -67,6 +73,8 @@ def run(
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     flags = {
         "socket_path": socket_path,
+        "socket_mode": socket_mode,
+        "socket_group": socket_group,
         "fd": fd,
         "port": port,
         "role": "connect" if connect else None,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from guestwire.errors import ConfigurationError, GuestwireError, HostError
+from guestwire.vhost_user.socket_file import SocketAccess, bind
 
 _log = logging.getLogger(__name__)
 
@@ -100,21 +101,22 @@ class Listener:
 
     Args:
         path: where; a stale socket there is replaced, a live one is not.
+        access: who may connect; by default whoever the umask lets.
 
     Raises:
         ConfigurationError: the path is taken, too long, or its directory does not exist.
-        HostError: this user may not create it.
+        HostError: this user may not create it, or not give it to that group.
     """
 
-    def __init__(self, path: Path) -> None:
-        name = _check_path(path)
+    def __init__(self, path: Path, access: SocketAccess = SocketAccess()) -> None:  # noqa: B008 (immutable)
+        _check_path(path)
         self._path = path
         self._identity: tuple[int, int] | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with _locked(path.parent):
                 _remove_stale(path)
-                self._socket.bind(name)
+                bind(self._socket, path, access)
                 self._identity = _identity(path)
             self._socket.listen(1)
             self._socket.setblocking(False)

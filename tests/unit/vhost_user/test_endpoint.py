@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from guestwire.errors import ConfigurationError, HostError
+from guestwire.vhost_user import socket_file
 from guestwire.vhost_user.endpoint import Connector, Inherited, Listener
+from guestwire.vhost_user.socket_file import SocketAccess, group_number
 
 
 @pytest.fixture
@@ -76,6 +78,53 @@ def test_listener_removes_its_socket(path):
     listener.close()
     assert not path.exists()
     listener.close()
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077], ids=oct)
+def test_a_socket_is_never_more_open_than_asked(path, monkeypatch, umask):
+    before = []
+
+    def open_to(path, access):
+        before.append(stat.S_IMODE(path.stat().st_mode))
+        complete(path, access)
+
+    complete = socket_file._open_to
+    monkeypatch.setattr(socket_file, "_open_to", open_to)
+    usual = os.umask(umask)
+    try:
+        for access, mode in (
+            (SocketAccess(0o666), 0o666),
+            (SocketAccess(0o600), 0o600),
+            (SocketAccess(None, os.getgid()), 0o660),
+            (SocketAccess(0o620, os.getgid()), 0o620),
+        ):
+            listener = Listener(path, access)
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+            with connected(path) as client:
+                assert first_byte(listener, client) == b"x"
+            listener.close()
+            assert not path.exists()
+    finally:
+        os.umask(usual)
+    assert before == [0, 0, 0, 0]
+
+
+def test_a_socket_that_cannot_be_given_away_is_removed(path, monkeypatch):
+    def chown(*arguments):
+        raise PermissionError(1, "no")
+
+    monkeypatch.setattr(socket_file.os, "chown", chown)
+    with pytest.raises(HostError, match=r"cannot give socket .* to group 12: user .* is not a member"):
+        Listener(path, SocketAccess(group=12))
+    assert not path.exists()
+
+
+def test_groups_have_names_and_numbers():
+    assert group_number("root") == group_number("0") == group_number(0) == 0
+    assert group_number(4711) == 4711
+    for name in ("no such group", "-1", str((1 << 32) - 1), "٣"):
+        with pytest.raises(ConfigurationError, match="there is no group"):
+            group_number(name)
 
 
 def test_listener_leaves_what_has_taken_its_place(path):

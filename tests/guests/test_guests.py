@@ -1,5 +1,6 @@
 """Guests boot, obey, and go without a trace.  No network here: that is the backend's test."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from guestwire.errors import HostError
+from guestwire.host.capabilities import Kvm
 from guestwire.testing import accelerator, images
-from guestwire.testing.accelerator import QEMU, boots
+from guestwire.testing.accelerator import QEMU, tried_kvm, usable_accelerator, why_it_does_not_boot
 from guestwire.testing.channel import ChannelError
 from guestwire.testing.guests import QemuGuest, UmlGuest
 
@@ -136,11 +138,40 @@ def test_console_explains_a_guest_that_does_not_come_up(kind):
 
 def test_acceleration_is_judged_by_a_boot(monkeypatch, tmp_path):
     monkeypatch.setattr(accelerator, "PROBE_SECONDS", 60.0)
-    assert boots(images.qemu_kernel().image, "tcg")
+    assert not why_it_does_not_boot(images.qemu_kernel().image, "tcg")
     monkeypatch.setattr(accelerator, "PROBE_SECONDS", 0.5)
     not_a_kernel = tmp_path / "not-a-kernel"
     not_a_kernel.write_bytes(b"\0" * 4096)
-    assert not boots(not_a_kernel, "tcg")
+    assert "did not boot within 0.5 s" in why_it_does_not_boot(not_a_kernel, "tcg")
+
+
+def test_doctor_and_guests_have_one_opinion_of_kvm():
+    """On a machine whose KVM makes machines that do not run, both say so."""
+    accelerated = usable_accelerator() == "kvm"
+    done = subprocess.run(
+        [sys.executable, "-m", "guestwire", "doctor", "--json"], capture_output=True, text=True, check=False
+    )
+    (check,) = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "kvm"]
+    assert (check["status"] == "ok") is accelerated, check
+    assert accelerated or "vectors=0" in check["remedy"]
+
+
+def test_what_kvm_does_is_found_out_once(monkeypatch, tmp_path):
+    tried = []
+
+    def try_it(image, accelerator):
+        tried.append(accelerator)
+        return "it aborts"
+
+    monkeypatch.setenv("GUESTWIRE_CACHE", str(tmp_path))
+    monkeypatch.setattr(accelerator.capabilities, "kvm", lambda: Kvm(True, ""))
+    monkeypatch.setattr(accelerator, "why_it_does_not_boot", try_it)
+    monkeypatch.setattr(accelerator.shutil, "which", lambda program: program)
+    assert tried_kvm(lambda: None).usable is None
+    for _ in range(2):
+        assert tried_kvm(lambda: tmp_path) == Kvm(False, "it aborts")
+    assert tried_kvm(lambda: None) == Kvm(False, "it aborts")
+    assert tried == ["kvm"]
 
 
 def test_missing_emulator_says_what_to_install(monkeypatch):

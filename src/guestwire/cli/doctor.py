@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -17,6 +17,7 @@ from guestwire.host.checks import Check, Status, diagnose, inspect, worst
 from guestwire.ports import geometry
 from guestwire.ports.forecast import PlannedGuest, guest_checks
 from guestwire.sizes import parse_size
+from guestwire.testing.accelerator import tried_kvm
 
 SCHEMA_VERSION: Final = 1
 """Of the JSON answer; it changes when a field changes its meaning or goes, not if one is added."""
@@ -56,6 +57,7 @@ def doctor(
     """
     guest = _planned(guest_memory, queues, max_pinned)
     findings = inspect(interface, queue)
+    findings = replace(findings, host=replace(findings.host, kvm=tried_kvm()))
     largest_mtu = geometry.largest_mtu(multi_buffer=bool(findings.host.af_xdp_multi_buffer))
     checks = diagnose(findings, largest_mtu, queues)
     if guest is not None:

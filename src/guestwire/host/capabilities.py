@@ -75,11 +75,12 @@ class Kvm:
     """Whether guests can run at full speed.
 
     Attributes:
-        usable: whether this process can make a virtual machine with KVM.
+        usable: whether a virtual machine can be made with KVM, and, where that was tried, runs; None if it
+            could not be tried.
         reason: why not; empty if it can.
     """
 
-    usable: bool
+    usable: bool | None
     reason: str
 
 
@@ -188,7 +189,10 @@ def af_xdp_support() -> tuple[AfXdpSupport, bool | None]:
 
 
 def kvm(device: Path = _KVM) -> Kvm:
-    """Whether this process can make a virtual machine with KVM; none is left behind."""
+    """Whether this process can make a virtual machine with KVM; none is left behind, and none is run.
+
+    Whether one would run, `guestwire.testing.accelerator` tries.
+    """
     try:
         descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

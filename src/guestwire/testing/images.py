@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -43,6 +44,18 @@ def qemu_kernel(progress: Progress = quiet) -> Kernel:
     """
     require_x86_64()
     return _kernel(unpacked("kernel", lambda apt: _offered_kernel(apt, KERNEL_PACKAGES), progress))
+
+
+def kernel_at_hand() -> Path | None:
+    """The image of a kernel that QEMU can boot without anything being fetched; None if there is none."""
+    if platform.machine() != "x86_64":
+        return None
+    release = platform.release()
+    with contextlib.suppress(HostError):
+        if (fetched := cache_directory() / "kernel").is_dir():
+            return _kernel(fetched).image
+    installed_images = (Path(f"/boot/vmlinuz-{release}"), Path(f"/usr/lib/modules/{release}/vmlinuz"))
+    return next((path for path in installed_images if os.access(path, os.R_OK)), None)
 
 
 def uml_kernel(progress: Progress = quiet) -> Kernel:

@@ -30,7 +30,7 @@ def run(
         return Findings(HOST, queue)
 
     def diagnose(findings: Findings, largest_mtu: int, queue_pairs: int) -> list[Check]:
-        assert findings.host is HOST
+        assert findings.host == HOST
         assert largest_mtu == geometry.largest_mtu(multi_buffer=bool(HOST.af_xdp_multi_buffer))
         assert queue_pairs == (2 if "--queues" in arguments else 1)
         return list(checks)
@@ -40,6 +40,7 @@ def run(
         return [Check("guest-memory", Status.OK, repr(guest), "m")]
 
     monkeypatch.setattr(command, "inspect", inspect)
+    monkeypatch.setattr(command, "tried_kvm", lambda: HOST.kvm)
     monkeypatch.setattr(command, "diagnose", diagnose)
     monkeypatch.setattr(command, "guest_checks", guest_checks)
     application = typer.Typer()

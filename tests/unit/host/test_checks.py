@@ -141,6 +141,7 @@ MACHINE = [
     ),
     (machine.check_kvm, {}, Status.OK, "usable"),
     (machine.check_kvm, {"kvm": Kvm(False, "no /dev/kvm")}, Status.WARNING, "no /dev/kvm"),
+    (machine.check_kvm, {"kvm": Kvm(None, "no kernel at hand")}, Status.WARNING, "no kernel at hand"),
     (machine.check_tap, {}, Status.OK, "usable"),
     (machine.check_tap, {"capabilities": frozenset()}, Status.OK, "usable without CAP_NET_ADMIN"),
     (machine.check_tap, {"tap_reason": "/dev/net/tun: gone"}, Status.WARNING, "/dev/net/tun: gone"),

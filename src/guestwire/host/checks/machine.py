@@ -160,12 +160,17 @@ def check_kvm(host: HostCapabilities) -> Check:
     """Whether guests run at full speed; guestwire itself does not need KVM."""
     if host.kvm.usable:
         return Check("kvm", Status.OK, "usable", "guests can run at full speed")
+    if host.kvm.usable is None:
+        return Check(
+            "kvm", Status.WARNING, host.kvm.reason, "whether guests run is not known", "guestwire demo"
+        )
     return Check(
         "kvm",
         Status.WARNING,
         host.kvm.reason,
-        "QEMU falls back to -accel tcg, which is many times slower",
-        "modprobe kvm_intel or kvm_amd; join the group that owns /dev/kvm",
+        "guests run only with -accel tcg, which is many times slower, and with QEMU 7.2 only without MSI-X",
+        "modprobe kvm_intel or kvm_amd; join the group that owns /dev/kvm; without KVM add vectors=0 to the "
+        "device (README.md)",
     )
 
 

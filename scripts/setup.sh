@@ -62,6 +62,9 @@ if [ $want_tests = yes ]; then
     need ethtool command -v ethtool
     need iperf3 command -v iperf3
     need tcpdump command -v tcpdump
+    # Without libvirt-daemon-system, which would start services and make users.
+    need libvirt-daemon command -v libvirtd
+    need libvirt-clients command -v virsh
     need dpdk-dev command -v dpdk-testpmd
 fi
 

@@ -38,10 +38,17 @@ class Completed:
 
 
 class Channel:
-    """Our end of the line; ``guest_end`` is to be given to the guest's serial port."""
+    """Our end of the line; ``guest_end`` is to be given to the guest's serial port.
 
-    def __init__(self) -> None:
-        self._socket, self.guest_end = socket.socketpair()
+    Args:
+        connection: our end, where the guest's serial port has been connected to it by other means.
+    """
+
+    def __init__(self, connection: socket.socket | None = None) -> None:
+        if connection is not None:
+            self._socket = self.guest_end = connection
+        else:
+            self._socket, self.guest_end = socket.socketpair()
         self._received = bytearray()
         self._serials = itertools.count(1)
 

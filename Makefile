@@ -78,10 +78,10 @@ bench: setup-test $(VENV)/.built $(VENV)/.test-tools ## measure guestwire beside
 bench-tcp: setup-test $(VENV)/.built $(VENV)/.test-tools ## measure TCP of real guests beside their emulators' own TAP drivers
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/python benchmarks/tcp.py $(BENCH_ARGUMENTS)
 
-soak: setup-test $(VENV)/.built $(VENV)/.test-tools ## every byte of 22 million frames; 20 guests that come and go 100 times
+soak: setup-test $(VENV)/.built $(VENV)/.test-tools ## every byte of 22 million frames; 20 guests that come and go 100 times; 10,000 races to be learnt
 	@$(AS_ROOT) env GUESTWIRE_SOAK=1 $(CURDIR)/$(BIN)/python -m pytest \
-		tests/peers/test_virtio_user.py tests/net/test_many_guests.py \
-		-k 'many_guests or (every_byte_comes_back and not wire)'
+		tests/peers/test_virtio_user.py tests/net/test_many_guests.py tests/unit/datapath/test_addresses.py \
+		-k 'many_guests or same_time or (every_byte_comes_back and not wire)'
 
 soak-files: setup-test $(VENV)/.built $(VENV)/.test-tools ## 256 MiB each way: ports, modes, guests, IP versions, MTUs, and zero copy in the lab
 	@$(AS_ROOT) env GUESTWIRE_SOAK=1 $(CURDIR)/$(BIN)/python -m pytest \

@@ -46,7 +46,14 @@ cdef inline int addresses_find(const address_table *t, uint64_t address, uint64_
             return NOWHERE
     return NOWHERE
 
-# Note that a member has sent from an address, which is then its own `until` that time. It never waits.
+# Whether addresses_learn has more to do for an address than to note the time, which is noted here. Takes no
+# lock.
+cdef bint addresses_is_news(
+    address_table *t, uint64_t address, uint32_t member, uint64_t now, uint64_t until
+) noexcept nogil
+
+# Note that a member has sent from an address, which is then its own `until` that time. It may wait for others
+# who change a word, each of whom is soon done; nothing else may be locked.
 cdef void addresses_learn(
     address_table *t, uint64_t address, uint32_t member, uint64_t now, uint64_t until
 ) noexcept nogil

@@ -27,7 +27,7 @@ from guestwire.datapath.mutex cimport make_mutex, pthread_mutex_destroy
 cdef class Network:
     """Those who are joined by a wire, and where each address was last heard.
 
-    It lives as long as a port on it does. The methods are called by one thread at a time.
+    It lives as long as a port on it does. `join` and `leave` are called by one thread at a time.
 
     Attributes:
         name: what people call it.
@@ -96,8 +96,12 @@ cdef class Network:
 
     def learn(self, member, bytes address, ageing):
         """Note that a member has an address, as if it had sent from there."""
+        cdef uint64_t number = address_at(address)
         cdef uint64_t now = seconds_now()
-        addresses_learn(&self.n.table, address_at(address), member, now, now + <uint64_t>ageing)
+        cdef uint64_t until = now + <uint64_t>ageing
+        cdef uint32_t m = member
+        with nogil:
+            addresses_learn(&self.n.table, number, m, now, until)
 
     def claim(self, member, bytes address):
         """Give a member an address for as long as it is one, whoever else sends from there."""

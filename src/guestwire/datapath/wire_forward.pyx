@@ -5,7 +5,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from guestwire.datapath.abi cimport net_header
-from guestwire.datapath.addresses cimport NOWHERE, addresses_find, addresses_learn
+from guestwire.datapath.addresses cimport (
+    NOWHERE,
+    addresses_find,
+    addresses_is_news,
+    addresses_learn,
+)
 from guestwire.datapath.atomics cimport load_relaxed_u32
 from guestwire.datapath.clock cimport now_ns
 from guestwire.datapath.counters cimport (
@@ -51,16 +56,22 @@ cdef inline uint64_t destination_of(const frame_addresses *a) noexcept nogil:
     return a.first & <uint64_t>0xFFFFFFFFFFFF
 
 
+cdef void learn(wire_port *e, uint64_t source) noexcept nogil:
+    cdef uint64_t until = e.now + e.ageing
+    if not source & 1 and addresses_is_news(&e.network.table, source, e.member, e.now, until):
+        wire_leave(e)       # nobody holds two locks
+        addresses_learn(&e.network.table, source, e.member, e.now, until)
+    e.source_known = source
+    e.source_known_until = e.now + 1
+
+
 cdef inline int learn_source(wire_port *e) noexcept nogil:
     """Note where the frame comes from: GOOD_FRAME, or DROP_... if the guest may not send from there."""
     cdef uint64_t source = e.addresses.first >> 48 | <uint64_t>e.addresses.last << 16
     if e.source:
         return GOOD_FRAME if source == e.source else DROP_SOURCE_ADDRESS
     if source != e.source_known or e.now >= e.source_known_until:
-        if not source & 1:
-            addresses_learn(&e.network.table, source, e.member, e.now, e.now + e.ageing)
-        e.source_known = source
-        e.source_known_until = e.now + 1
+        learn(e, source)
     return GOOD_FRAME
 
 

@@ -230,8 +230,9 @@ cdef class QueuePair:
             count: how many.
             returning: the frames that come back, if they are not the same: a reflector may exchange
                 the MAC addresses.
-            window: most frames that are on the way at any time; as many as the receive buffers hold
-                if None, so that none need be lost.
+            window: most frames that are on the way at any time. If None, as many as the receive buffers
+                hold, or half of that if others come back, whose sender may be as far ahead: so none need
+                be lost.
             timeout: seconds after which it gives up if nothing moves.
             burst: frames that are made available at once.
             wait: sleep until the device calls, instead of polling.
@@ -303,7 +304,9 @@ cdef class QueuePair:
             room = self._room(self.receive_ring, to_receive)
             s.receive, s.to_receive = &self.receive_ring.ring, &to_receive.stream
             s.receive_start = to_receive.stream.received + to_receive.stream.lost
-            s.window = room if window is None else window
+            if window is None:
+                window = room if to_receive is to_send else max(1, room // 2)
+            s.window = window
         return 0
 
     cdef void _send_from(self, FrameStream stream) noexcept:

@@ -118,6 +118,17 @@ def test_a_reflector_may_exchange_the_addresses() -> None:
         assert expected.received == 5
 
 
+@pytest.mark.parametrize(("other", "share"), [(False, 1), (True, 2)], ids=["its own", "another's"])
+def test_no_more_is_on_the_way_than_buffers_hold(other: bool, share: int) -> None:
+    """Who sends frames of its own instead of returning ours may be as far ahead."""
+    with machine() as m:
+        m.pair.receive_ring.post()
+        sent = FrameStream()
+        with pytest.raises(DeviceError):
+            m.pair.exchange(sent, 1000, returning=FrameStream() if other else None, timeout=0.1)
+        assert sent.sent == min(m.pair.receive_ring.buffers // share, m.pair.transmit_ring.buffers)
+
+
 def test_one_frame_with_a_header_of_its_own() -> None:
     with machine(features=MERGEABLE | Feature.VIRTIO_NET_F_GUEST_CSUM) as m:
         m.pair.receive_ring.post()

@@ -54,6 +54,19 @@ def test_two_guests_that_begin_to_send_at_the_same_time_are_both_learnt() -> Non
     assert unlearnt == 0
 
 
+@pytest.mark.parametrize("secret", [0x9E3779B97F000001, 0xBF58476D1C555555, 0x94D049BB13800003], ids=hex)
+def test_addresses_in_a_row_are_learnt_whatever_the_secret(
+    monkeypatch: pytest.MonkeyPatch, secret: int
+) -> None:
+    monkeypatch.setattr(os, "urandom", lambda count: secret.to_bytes(count, "little"))
+    network = Network("row")
+    number = network.join("guest")
+    row = {mac(address): number for address in range(SOURCES)}
+    for address in row:
+        network.learn(number, address, 300)
+    assert network.addresses() == row
+
+
 def test_one_frame_and_one_announcement_are_enough_while_members_leave(join: Join) -> None:
     """The table is searched for the addresses of a member that leaves, over and over."""
     sender, announced = join(), join()

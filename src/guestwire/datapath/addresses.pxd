@@ -30,8 +30,8 @@ cdef struct address_table:
     uint64_t full_until[MOST_MEMBERS]   # a member that has its most is not looked through again sooner
 
 cdef inline station *bucket_of(const address_table *t, uint64_t address) noexcept nogil:
-    # The upper bits of a product depend on all bits of its factors. Twice, since addresses in a row differ in the
-    # upper bits alone, and one product would put many of them in one bucket for some secrets.
+    # The upper bits of a product depend on all bits of its factors. Twice, since addresses in a row differ in
+    # the upper bits alone: for some secrets, one product would put many of them in one bucket.
     cdef uint64_t product = address * t.secret
     return &t.stations[((product ^ product >> 32) * t.secret >> 50) * BUCKET_STATIONS]
 

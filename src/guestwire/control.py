@@ -86,12 +86,14 @@ class Memory(msgspec.Struct, kw_only=True):
 
     ``pinned_bytes`` is what the kernel keeps pinned for the guest, counted once for each queue pair, which
     registers it for itself. ``budget_bytes`` is the most that it may be: the guest's own limit or the
-    process's, whichever is smaller; None without one.
+    process's, whichever is smaller; None without one. ``taken`` is how often pages were found to be taken
+    away that were pinned (``port.mode_reason``).
     """
 
     guest_bytes: int
     pinned_bytes: int
     budget_bytes: int | None
+    taken: int = 0
 
 
 class GuestState(msgspec.Struct, kw_only=True):

@@ -44,6 +44,8 @@ from guestwire.worker import allow_interrupts
 _Result = TypeVar("_Result")
 
 SHARE_WATCH_SECONDS = 10.0
+MEMORY_WATCH_SECONDS = 0.1
+MEMORY_WATCH_SHARE = 0.05  # of a CPU's time, at most, for a guest that has much memory
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ def describe(guest: Guest, budget_bytes: int | None = None) -> GuestState:
             guest_bytes=window.guest_bytes if window else 0,
             pinned_bytes=port.pinned_bytes,
             budget_bytes=budget_bytes,
+            taken=guest.memory_taken,
         ),
         counters=Counters(
             rx=Direction(**total(pair["rx"] for pair in pairs)),
@@ -133,7 +136,7 @@ class Daemon:
         # By guest: to be set when its port is to be looked at, because something has happened to it.
         self._looks: dict[Guest, asyncio.Event] = {}
         # Changes that no session asks for; they wait for sessions, and so not in the sessions' threads.
-        self._changes = ThreadPoolExecutor(2 * len(configuration.guest), "change")
+        self._changes = ThreadPoolExecutor(3 * len(configuration.guest), "change")
         self._ending = asyncio.Event()
 
     def status(self) -> Status:
@@ -284,7 +287,10 @@ class Daemon:
         where = guest.config.socket_path or f"file descriptor {guest.config.fd}"
         guest.log.info("%s on %s, port %s", waiting, where, guest.config.port)
         following = asyncio.create_task(self._follow_port(guest, self._looks[guest]))
-        watching = asyncio.create_task(_watch_share(guest))
+        watching = [
+            asyncio.create_task(_watch_share(guest)),
+            asyncio.create_task(self._follow_memory(guest)),
+        ]
         try:
             await serve(endpoint, session, ended, changed)
         except Exception as error:
@@ -292,7 +298,8 @@ class Daemon:
             raise
         finally:
             following.cancel()
-            watching.cancel()
+            for task in watching:
+                task.cancel()
         # An inherited connection is gone, and no other can come.
         self._guests.remove(guest)
         await self._close(guest)
@@ -335,6 +342,20 @@ class Daemon:
                 await self._change(guest.follow_port)
             except Exception as error:  # the next event has another chance
                 _log_error(guest, "its port cannot be looked at", error)
+
+    async def _follow_memory(self, guest: Guest) -> None:
+        pause = MEMORY_WATCH_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            pause = MEMORY_WATCH_SECONDS
+            if not guest.memory_pinned:
+                continue
+            try:
+                spent = await self._change(guest.follow_memory)
+            except Exception as error:  # the next look has another chance
+                _log_error(guest, "its memory cannot be looked at", error)
+            else:
+                pause = max(pause, spent / MEMORY_WATCH_SHARE)
 
 
 async def _watch_share(guest: Guest) -> None:

@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -25,6 +26,7 @@ from guestwire.datapath.counters import Counters
 from guestwire.datapath.window import Window
 from guestwire.errors import FrontendError, GuestwireError, HostError
 from guestwire.ports.base import Port
+from guestwire.ports.pinning import TAKEN
 from guestwire.ports.simple import SimplePort
 from guestwire.queue_pairs import QueuePairs, Ring, host_refuses
 from guestwire.vhost_user.constants import ConfigFlag
@@ -65,6 +67,7 @@ class Guest:
         rebinding: held by whoever binds it to another port, before and after that as well.
         lost: why the guest has no port that works; None if it has one.
         closed: whether it is served no more.
+        memory_taken: how often memory was taken away that was pinned.
         net_config: the configuration space as the driver may read it now.
         config_changed: called, in any thread, when `net_config` has changed; returns at once.
     """
@@ -77,6 +80,7 @@ class Guest:
         self.pairs = QueuePairs(config, self.log, port)
         self.lost: str | None = None
         self.closed = False
+        self.memory_taken = 0
         self.net_config = offer.net_config(config, port.mtu, NetStatus(0))
         self.config_changed: Callable[[], None] = _tell_nobody
         self._regions: Sequence[MemoryRegion] = ()
@@ -215,6 +219,8 @@ class Guest:
         """Map a new window, while no worker looks, and go on with it."""
         window = self._map(regions, self.port)
         old, port = self.window, self.pairs.port
+        if window is not None and old is not None:
+            window.pages.lost = old.pages.lost
         try:
             self.pairs.move(window, port)
         except GuestwireError:
@@ -311,6 +317,43 @@ class Guest:
         self.show_link()
         if self.net_config.status != was_up:
             self.log.info("the link is %s", "up" if self.net_config.status else "down")
+
+    @property
+    def memory_pinned(self) -> bool:
+        """Whether `follow_memory` is to be called from time to time."""
+        window = self.window
+        return window is not None and window.pages.watchers > 0
+
+    @_alone
+    def follow_memory(self) -> float:
+        """See whether memory that is pinned is still the guest's; if not, pin none of it any more.
+
+        Until the frontend or the port is another one.
+
+        Returns:
+            how long the look took, in seconds.
+        """
+        window = self.window
+        if window is None or window.pages.lost:
+            return 0.0
+        start = time.monotonic()
+        taken = window.pages.look()
+        spent = time.monotonic() - start
+        if taken:
+            self._give_memory_up(window)
+        return spent
+
+    def _give_memory_up(self, window: Window) -> None:
+        self.memory_taken += 1
+        self.log.warning(
+            "%s: frames are copied from now on (mode=bounce); once the guest is without them: %s",
+            TAKEN,
+            self._rebind_command,
+        )
+        try:
+            self.pairs.move(window, self.port)
+        except GuestwireError as error:
+            self.lose_port(f"port {self.config.port}: {error}")
 
     def _warn_of_mtu(self, promised: int) -> None:
         """Say so if the port carries less than the guest was told, which it cannot be told otherwise."""

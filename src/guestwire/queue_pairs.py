@@ -173,6 +173,8 @@ class QueuePairs:
                 self._update(pair)
         finally:
             port.forget()
+            if window is not None:
+                window.pages.tidy()
 
     def rest(self) -> None:
         """End the work of every pair, until the next `move`: no buffer is anybody's but the guest's."""

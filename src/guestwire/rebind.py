@@ -72,6 +72,9 @@ def _switch(guest: Guest, description: str, port: Port, in_the_way: bool) -> flo
     if not in_the_way:
         offer.require_port(guest.config, description, port, guest.features, guest.mtu)
     window, old_window, old_place = guest.window_for(port), pairs.window, pairs.port
+    taken = old_window is not None and old_window.pages.lost
+    if window is not None:
+        window.pages.lost = False  # a new trial
     start = time.monotonic()
     guest.show_link(up=False)
     try:
@@ -86,6 +89,8 @@ def _switch(guest: Guest, description: str, port: Port, in_the_way: bool) -> flo
         pairs.rest()
         if in_the_way:
             port.close()
+        if old_window is not None:
+            old_window.pages.lost = taken
         _go_back(guest, old_window, old_place, in_the_way, error)
         _close(window, unless=old_window)
         raise

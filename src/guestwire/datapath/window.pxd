@@ -83,5 +83,6 @@ cdef class Window:
     cdef uint8_t *reservation
     cdef uint64_t reservation_size
     cdef readonly uint64_t guest_bytes
+    cdef readonly object pages
 
     cdef int _map(self, list placed) except -1

@@ -1,7 +1,10 @@
 from collections.abc import Sequence
 
+from guestwire.datapath.page_watch import PageWatch
+
 class Window:
     guest_bytes: int
+    pages: PageWatch
     def __init__(
         self, regions: Sequence[tuple[int, int, int, int, int]], *, bounce_frames: int = 256
     ) -> None: ...

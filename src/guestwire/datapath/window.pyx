@@ -47,6 +47,8 @@ cdef extern from "<signal.h>" nogil:
     int sigemptyset(sigset_t *set)
     const int SIGBUS, SA_SIGINFO, SA_NODEFER, SA_ONSTACK
 
+from guestwire.datapath.page_watch import PageWatch
+
 from guestwire.datapath.atomics cimport (
     load_relaxed_u32,
     load_relaxed_u64,
@@ -213,6 +215,10 @@ cdef class Window:
             but the file descriptor, which is needed only during construction. No two may overlap.
         bounce_frames: how many frames of 4,096 bytes of our own to append.
 
+    Attributes:
+        guest_bytes: the regions' together.
+        pages: whether the files keep their pages (`PageWatch`).
+
     Raises:
         ValueError: the regions do not fit their files, or there are none or too many.
         OSError: the kernel refuses a mapping.
@@ -240,6 +246,8 @@ cdef class Window:
         self.w.base = self.reservation + (-<uintptr_t>self.reservation - GUARD_BYTES) % <uint64_t>largest
         try:
             self._map(placed)
+            self.pages = PageWatch([(guest, size, fd, offset, _page_size(fd))
+                                    for guest, _, size, fd, offset in regions])
             watch_window(&self.w)
         except BaseException:
             self.close()
@@ -345,6 +353,8 @@ cdef class Window:
         """Unmap everything. Nothing may use the window any more; closing twice is harmless."""
         if self.reservation != NULL:
             unwatch_window(&self.w)
+            if self.pages is not None:
+                self.pages.close()
             munmap(self.reservation, self.reservation_size)
             self.reservation = NULL
             self.w.base = NULL

@@ -43,6 +43,7 @@ class Facts:
         shared_remedy: what makes them the guest's alone.
         starving: why a driver could run out of buffers that may not.
         pinning: what stands against pinning the guest's memory, if anything does.
+        taken: why none of it may be pinned, whatever is asked for: pages of it were taken away.
         huge_pages: the guest's memory is, as a device sees it, in pieces much larger than a frame.
         trust_mtu: no frame longer than the interface's MTU allows ever comes from the wire.
         mergeable: the guest takes a frame over several buffers (VIRTIO_NET_F_MRG_RXBUF).
@@ -54,6 +55,7 @@ class Facts:
     shared_remedy: str = ""
     starving: Obstacle | None = None
     pinning: Obstacle | None = None
+    taken: str = ""
     huge_pages: bool = True
     trust_mtu: bool = False
     mergeable: bool = True
@@ -76,9 +78,14 @@ class Plan:
 def plans(wanted: Mode, facts: Facts) -> list[Plan]:
     """List the ways to attach, best first, each with why a better one is not on the list.
 
+    Memory that is taken away is not pinned, also where a mode was asked for by name: the NIC would go on with
+    pages that the guest no longer has, and send what they held.
+
     Raises:
         HostError: the mode that is asked for by name is not to be had.
     """
+    if facts.taken and wanted != "bounce":
+        return [Plan("bounce", _geometry("bounce", facts), facts.taken)]
     candidates = MODES[1:] if wanted == "auto" else (wanted,)
     found: list[Plan] = []
     reasons: list[str] = []

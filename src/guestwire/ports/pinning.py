@@ -5,12 +5,18 @@ One answer for ``run``, which knows the window, and for ``doctor``, which knows 
 
 from __future__ import annotations
 
+from guestwire.datapath.window import Window
 from guestwire.host.pinned_memory import PAGE_BYTES, largest_window, registration_cost
 from guestwire.ports.geometry import FRAME_BYTES
 from guestwire.ports.modes import Obstacle
 from guestwire.sizes import format_size, size_setting
 
 _GUARD_AND_ALIGNMENT = 2 << 20
+
+TAKEN = (
+    "pages of the guest's memory were taken away while they were pinned, as for free page reporting, "
+    "virtio-mem and balloons"
+)
 
 
 def window_bytes(guest_bytes: int, bounce_frames: int) -> int:
@@ -69,3 +75,19 @@ def pinning_obstacle(
             f"set max_pinned to {size_setting(pinned)} or more, or use mode=bounce",
         )
     return None
+
+
+def unplugged_obstacle(window: Window) -> Obstacle | None:
+    """Say which memory must not be populated, because virtio-mem seems not to have plugged it.
+
+    What tells it apart from memory that the guest has not touched yet: `PageWatch.untouched`.
+    """
+    found = window.pages.untouched()
+    if found is None:
+        return None
+    address, size = found
+    return Obstacle(
+        f"the end of the guest's memory of {format_size(size)} at address {address:#x} was never used, as if "
+        "virtio-mem had not plugged it, and to pin it would populate it",
+        "use mode=bounce; if it is no virtio-mem, prealloc=on for its memory backend",
+    )

@@ -11,6 +11,7 @@ from guestwire.host.steering import Steering
 from guestwire.host.xdp_program import XdpProgram
 from guestwire.ports import geometry, modes
 from guestwire.ports.modes import Facts, Obstacle, Plan
+from guestwire.ports.pinning import TAKEN, unplugged_obstacle
 from guestwire.ports.registration import Registration, contiguous_share
 from guestwire.ports.xdp_options import XdpOptions
 from guestwire.virtio.features import Feature
@@ -52,7 +53,12 @@ def gather(
         interface=interface,
         generic_reason="" if program.mode == "native" else program.mode_reason,
         mergeable=Feature.VIRTIO_NET_F_MRG_RXBUF in features,
+        # Whoever names a mode that pins has memory for all of it.
+        pinning=unplugged_obstacle(window) if options.mode == "auto" else None,
+        taken=TAKEN if window.pages.lost else "",
     )
+    if facts.taken or facts.pinning is not None:
+        return facts  # to look further would populate memory
     if options.mode not in {"auto", "zero-copy"} or modes.zero_copy_obstacle(facts) is not None:
         return facts
     steering = Steering.read(interface)

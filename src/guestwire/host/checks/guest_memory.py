@@ -8,6 +8,11 @@ from guestwire.host.checks.check import Check, Status
 from guestwire.host.pinned_memory import RegistrationCost
 from guestwire.sizes import format_size
 
+_GIVEN_BACK = (
+    "but if QEMU gives memory back (free-page-reporting=on, virtio-mem, an inflated balloon), it is used in "
+    "mode bounce: leave these out, or choose mode=bounce"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestMemory:
@@ -55,7 +60,8 @@ def check_guest_memory(
     if obstacle is not None:
         why, remedy = obstacle
         return Check(name, Status.WARNING, found, f"only mode bounce is left: {why}", remedy)
-    return Check(name, Status.OK, found, f"the guest's memory can be registered: {memory.limit}")
+    meaning = f"the guest's memory can be registered: {memory.limit}; {_GIVEN_BACK}"
+    return Check(name, Status.OK, found, meaning)
 
 
 def check_mode(mode: str | None, reason: str) -> Check:

@@ -36,6 +36,7 @@ from guestwire.rebind import rebind
 from guestwire.runtime import CONTROL_SOCKET, COUNTERS_SUFFIX, RuntimeDirectory
 from guestwire.share_watch import ShareWatch
 from guestwire.vhost_user.endpoint import Connector, Endpoint, Inherited, Listener
+from guestwire.vhost_user.inspection import start_helper
 from guestwire.vhost_user.session import Session
 from guestwire.vhost_user.transport import serve
 from guestwire.virtio.features import names
@@ -178,6 +179,7 @@ class Daemon:
         loop.set_default_executor(ThreadPoolExecutor(len(self._configuration.guest), "session"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
+        start_helper()
         runtime = RuntimeDirectory()
         control = ControlServer(runtime.path / CONTROL_SOCKET, self.status, self.rebind)
         tasks: list[asyncio.Task[None]] = []

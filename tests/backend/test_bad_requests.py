@@ -103,6 +103,7 @@ def address(**changes: int) -> Callable[[Rogue], None]:
 
 SIZE = "set the queue size in the frontend"
 SHARE = "share it: -object memory-backend-memfd,share=on"
+HARMLESS = "share memory of a memfd, of tmpfs or of hugetlbfs"
 QUEUES = "give this guest .* queue pairs, or ask for no more"
 LAST = 256 * MIB + 2 * MIB  # the end of the memory
 
@@ -165,12 +166,12 @@ IMPOSSIBLE = [
         "error of ring 2", asks(Request.SET_VRING_ERR, RingDescriptor(2), 1), "ring 2 does not exist", QUEUES
     ),
     Offence(
-        "kick that cannot be used", kick_with(path_only), "SET_VRING_KICK: its file descriptor can signal"
+        "kick that cannot be used", kick_with(path_only), "SET_VRING_KICK: /dev/null: a file whose", HARMLESS
     ),
     Offence(
         "kick that cannot be awaited",
         kick_with(Rogue.memfd),
-        "SET_VRING_KICK: ring 1: its kick cannot be waited for",
+        "SET_VRING_KICK: its file descriptor can signal nothing",
     ),
     Offence(
         "enable ring 2", asks(Request.SET_VRING_ENABLE, RingState(2, 1)), "ring 2 does not exist", QUEUES
@@ -204,7 +205,7 @@ IMPOSSIBLE = [
         "memory cannot be mapped: a region's file is no shared memory",
         SHARE,
     ),
-    Offence("a directory", shares(region(size=4096), directory), "memory cannot be mapped", SHARE),
+    Offence("a directory", shares(region(size=4096), directory), "ADD_MEM_REG: /: a file whose", HARMLESS),
     Offence(
         "a file not to be written", shares(region(), read_only), "cannot map .*: Permission denied", SHARE
     ),

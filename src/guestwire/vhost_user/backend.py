@@ -22,7 +22,7 @@ from guestwire.vhost_user.constants import (
     ProtocolFeature,
     Request,
 )
-from guestwire.vhost_user.descriptor import FileDescriptor, close_all, set_nonblocking
+from guestwire.vhost_user.descriptor import FileDescriptor, close_all, require_signal
 from guestwire.vhost_user.device import Device
 from guestwire.vhost_user.memory import GuestMemory, MemoryRegion
 from guestwire.vhost_user.payloads import (
@@ -317,7 +317,7 @@ class Backend:
         self._device.write_config(written.offset, written.data, flag)
 
     def _set_backend_req_fd(self, _: Empty) -> None:
-        set_nonblocking(self._descriptors[0])
+        require_signal(self._descriptors[0])
         close_all(self.channel)
         self.channel = self._descriptors.pop()
 

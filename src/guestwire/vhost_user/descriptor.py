@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 from guestwire.errors import FrontendError
 
@@ -48,13 +49,19 @@ def number(descriptor: FileDescriptor | None) -> int | None:
     return None if descriptor is None else descriptor.fileno()
 
 
-def set_nonblocking(descriptor: FileDescriptor) -> None:
+_SIGNALS = ("anon_inode:[eventfd]", "pipe:[", "socket:[")  # as the kernel shows them
+
+
+def require_signal(descriptor: FileDescriptor) -> None:
     """Keep whoever writes to it from being held up by a full pipe or socket.
 
     Raises:
-        FrontendError: it cannot be read or written at all.
+        FrontendError: it is neither an eventfd, nor a pipe, nor a socket.
     """
     try:
+        what = str(Path(f"/proc/self/fd/{descriptor.fileno()}").readlink())
+        if not what.startswith(_SIGNALS):
+            raise FrontendError(f"its file descriptor can signal nothing ({what})")
         os.set_blocking(descriptor.fileno(), False)
     except OSError as error:
         raise FrontendError(f"its file descriptor can signal nothing ({error.strerror})") from error

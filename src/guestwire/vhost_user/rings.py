@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from guestwire.errors import FrontendError, GuestwireError
 from guestwire.vhost_user.constants import MAX_QUEUE_SIZE, MAX_RINGS, RingAddressFlag
-from guestwire.vhost_user.descriptor import FileDescriptor, close_all, number, set_nonblocking
+from guestwire.vhost_user.descriptor import FileDescriptor, close_all, number, require_signal
 from guestwire.vhost_user.device import Device, RingConfiguration
 from guestwire.vhost_user.memory import GuestMemory
 from guestwire.vhost_user.payloads import RingAddress
@@ -222,7 +222,7 @@ class Rings:
         """
         ring = self[index]
         if kick is not None:
-            set_nonblocking(kick)
+            require_signal(kick)
         self._stop(ring)
         ring.kick, ring.kicked = kick, True
 
@@ -230,7 +230,7 @@ class Rings:
         """SET_VRING_CALL: take where to tell of used buffers; the ring owns the descriptor."""
         ring = self[index]
         if call is not None:
-            set_nonblocking(call)
+            require_signal(call)
         if ring.running:
             self._device.set_ring_call(index, number(call))
         close_all(ring.call)
@@ -240,7 +240,7 @@ class Rings:
         """SET_VRING_ERR: take where to tell that the ring broke; the ring owns the descriptor."""
         ring = self[index]
         if error is not None:
-            set_nonblocking(error)
+            require_signal(error)
         if ring.running:
             self._device.set_ring_error(index, number(error))
         close_all(ring.error)

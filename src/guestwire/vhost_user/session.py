@@ -51,6 +51,11 @@ from guestwire.vhost_user.messages import (
 _log = logging.getLogger(__name__)
 
 _FAULT = "the fault is the frontend's: update it, or report this message to its developers"
+_ONLY_HARMLESS = "a file whose file system others could make wait; only shared memory and signals are taken"
+_HARMLESS = (
+    "share memory of a memfd, of tmpfs or of hugetlbfs (-object memory-backend-memfd,share=on), and signal "
+    "by an eventfd, a pipe or a Unix socket"
+)
 _SUCCESS, _FAILURE = U64(0), U64(1)
 
 
@@ -76,6 +81,7 @@ class Session:
         self._header: Header | None = None
         self._bytes = b""
         self._descriptors: list[FileDescriptor] = []
+        self._refused_file = ""
         self._closed = False
 
     @property
@@ -84,12 +90,13 @@ class Session:
         size = HEADER_SIZE if self._header is None else self._header.size
         return size - len(self._bytes)
 
-    def receive(self, data: bytes, descriptors: Iterable[int] = ()) -> bool:
+    def receive(self, data: bytes, descriptors: Iterable[int] = (), refused_file: str = "") -> bool:
         """Take bytes of a message and the file descriptors that arrived with them.
 
         Args:
             data: at most `bytes_wanted`.
-            descriptors: they are the session's from here on.
+            descriptors: they are the session's from here on; -1 stands for one that was not opened.
+            refused_file: why, if they were not: the name of a file among them that makes others wait.
 
         Returns:
             whether the message is complete and `handle` is to be called.
@@ -98,6 +105,7 @@ class Session:
             FrontendError: this is no message; the session is over.
         """
         self._descriptors += [FileDescriptor(number) for number in descriptors]
+        self._refused_file = self._refused_file or refused_file
         assert len(data) <= self.bytes_wanted
         try:
             if len(self._descriptors) > MAX_MEMORY_TABLE_REGIONS:
@@ -163,6 +171,8 @@ class Session:
         if illegal is not None:
             raise FrontendError(f"it is not legal: {illegal}")
         try:
+            if self._refused_file:
+                raise FrontendError(f"{self._refused_file}: {_ONLY_HARMLESS}", _HARMLESS)
             reply = self.backend.act(request, payload, self._descriptors)
         except GuestwireError as error:
             if not self._acknowledges(header):
@@ -213,7 +223,7 @@ class Session:
     def _drop_message(self) -> None:
         close_all(*self._descriptors)
         self._descriptors.clear()
-        self._header, self._bytes = None, b""
+        self._header, self._bytes, self._refused_file = None, b"", ""
 
 
 def _explained(header: Header, error: FrontendError) -> FrontendError:

@@ -5,7 +5,8 @@ output.
 
 The header of a message is read first and then exactly its payload.  Descriptors arrive with the
 bytes they were sent with, and no read goes beyond those bytes (unix(7), SCM_RIGHTS): by never
-reading past the end of a message its descriptors are kept apart from the next one's.
+reading past the end of a message its descriptors are kept apart from the next one's.  Which of them
+this process takes `guestwire.vhost_user.inspection` says.
 """
 
 from __future__ import annotations
@@ -18,28 +19,70 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
-from guestwire.errors import HostError
 from guestwire.vhost_user.constants import MAX_SCM_RIGHTS_FDS
 from guestwire.vhost_user.endpoint import Endpoint
+from guestwire.vhost_user.inspection import Inspector, out_of_descriptors
 from guestwire.vhost_user.session import Session
 
 _Result = TypeVar("_Result")
 
 _log = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Bytes of a message, and the files that came with them (`Session.receive`)."""
+
+    data: bytes
+    descriptors: tuple[int, ...] = ()
+    refused: str = ""
+
+
 _ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_SCM_RIGHTS_FDS * array.array("i").itemsize)
 
 
-async def _receive(connection: socket.socket, size: int) -> tuple[bytes, list[int]]:
-    """Wait for at most `size` bytes, and the descriptors that came with them."""
+async def _receive(connection: socket.socket, size: int, inspector: Inspector) -> Received:
+    """Wait for at most `size` bytes, and the files that came with them, if these are harmless.
+
+    Raises:
+        HostError: the files were lost, or cannot be looked at.
+    """
+    size, files_ahead = await _peek(connection, size)
+    if not files_ahead:
+        return Received(connection.recv(size))
+    verdict = await inspector.inspect(connection, size)
+    # The kernel drops what there is no room for.
+    room = _ANCILLARY_SIZE if verdict.harmless else 0
+    data, ancillary, flags, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    dropped = bool(flags & socket.MSG_CTRUNC)
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content)
+    if not descriptors and not dropped:
+        return Received(data)  # they come with later bytes
+    await inspector.forget()
+    if verdict.refused:
+        return Received(data, (-1,) * verdict.count, verdict.refused)
+    if dropped:
+        # There was room for all that the kernel passes: it could not open them, here or in the helper.
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise out_of_descriptors()
+    return Received(data, tuple(descriptors))
+
+
+async def _peek(connection: socket.socket, most: int) -> tuple[int, bool]:
+    """Wait for at most so many bytes; return how many are there, and whether files come, then or later."""
     arrived = asyncio.Event()
     loop = asyncio.get_running_loop()
     while True:
         try:
-            data, ancillary, flags, _ = connection.recvmsg(size, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
-            break
+            # Without room for any files: the kernel says that there are some, and opens none.
+            data, _, flags, _ = connection.recvmsg(most, 0, socket.MSG_PEEK)
         except BlockingIOError:
             arrived.clear()
             loop.add_reader(connection, arrived.set)
@@ -47,19 +90,8 @@ async def _receive(connection: socket.socket, size: int) -> tuple[bytes, list[in
                 await arrived.wait()
             finally:
                 loop.remove_reader(connection)
-    descriptors = array.array("i")
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(content)
-    if flags & socket.MSG_CTRUNC:
-        # There was room for all that the kernel passes: it could not open them in this process.
-        for descriptor in descriptors:
-            os.close(descriptor)
-        raise HostError(
-            "a frontend's file descriptors were lost: this process may not open any more",
-            "raise the limit: ulimit -n 65536, or LimitNOFILE= in a systemd unit",
-        )
-    return data, descriptors.tolist()
+        else:
+            return len(data), bool(flags & socket.MSG_CTRUNC)
 
 
 async def _in_thread(function: Callable[[], _Result]) -> _Result:
@@ -86,15 +118,23 @@ class Connection:
     Args:
         connection: a non-blocking stream socket; closed when `run` ends.
         session: closed when `run` ends.
+        inspector: looks at the files that come.
         changed: set whenever the device configuration space has changed; cleared by `run`, which tells
             the frontend.
     """
 
     def __init__(
-        self, connection: socket.socket, session: Session, changed: asyncio.Event | None = None
+        self,
+        connection: socket.socket,
+        session: Session,
+        inspector: Inspector,
+        changed: asyncio.Event | None = None,
     ) -> None:
         self._socket = connection
+        # Else a peek and a read could see different messages.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._session = session
+        self._inspector = inspector
         self._changed = changed or asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
@@ -114,16 +154,19 @@ class Connection:
         finally:
             announcing.cancel()
             self._socket.close()
-            async with self._one_at_a_time:
-                await _in_thread(self._session.close)
+            try:
+                async with self._one_at_a_time:
+                    await _in_thread(self._session.close)
+            finally:
+                await self._inspector.forget()
 
     async def _serve_message(self) -> bool:
         """Receive a message and answer it; return whether another may follow."""
         complete = False
         while not complete:
-            data, descriptors = await _receive(self._socket, self._session.bytes_wanted)
-            complete = self._session.receive(data, descriptors)
-            if not data:
+            received = await _receive(self._socket, self._session.bytes_wanted, self._inspector)
+            complete = self._session.receive(received.data, received.descriptors, received.refused)
+            if not received.data:
                 self._session.end_of_stream()
                 return False
         async with self._one_at_a_time:
@@ -192,12 +235,14 @@ async def serve(
             is waited for all the same.
         changed: as for `Connection`.
     """
+    inspector = Inspector()
     try:
         while (connection := await endpoint.connection()) is not None:
             try:
-                await Connection(connection, open_session(), changed).run()
+                await Connection(connection, open_session(), inspector, changed).run()
             except Exception as error:  # whatever became of one frontend, the next is served
                 connection.close()
                 ended(error)
     finally:
         endpoint.close()
+        inspector.close()

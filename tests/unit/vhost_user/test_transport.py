@@ -16,6 +16,7 @@ import pytest
 from guestwire.errors import FrontendError, HostError
 from guestwire.vhost_user.constants import HEADER_SIZE, Request
 from guestwire.vhost_user.endpoint import Listener
+from guestwire.vhost_user.inspection import Inspector
 from guestwire.vhost_user.messages import (
     U64,
     Empty,
@@ -74,13 +75,15 @@ def play(scenario, device: FakeDevice | None = None) -> BaseException | None:
     ours.setblocking(False)
 
     async def both():
-        connection = Connection(ours, Session(device or FakeDevice(), lambda _: None))
+        inspector = Inspector()
+        connection = Connection(ours, Session(device or FakeDevice(), lambda _: None), inspector)
         session = asyncio.create_task(connection.run())
         try:
             with theirs:
                 await asyncio.wait_for(asyncio.to_thread(scenario, Peer(theirs)), 20)
         finally:
             [outcome] = await asyncio.gather(session, return_exceptions=True)
+            inspector.close()
         return outcome
 
     return asyncio.run(both())
@@ -217,8 +220,8 @@ def test_other_guests_do_not_wait_for_a_slow_one():
             ours.setblocking(False)
         (slow_end, slow_peer), (quick_end, quick_peer) = ends
         sessions = [
-            asyncio.create_task(Connection(slow_end, Session(slow)).run()),
-            asyncio.create_task(Connection(quick_end, Session(FakeDevice())).run()),
+            asyncio.create_task(Connection(slow_end, Session(slow), Inspector()).run()),
+            asyncio.create_task(Connection(quick_end, Session(FakeDevice()), Inspector()).run()),
         ]
         memory = os.memfd_create("guest")
         Peer(slow_peer).send(Request.SET_MEM_TABLE, MemoryTable((MEMORY,)), memory)
@@ -240,7 +243,7 @@ def test_cancellation_waits_for_the_device():
     async def scenario():
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        session = asyncio.create_task(Connection(ours, Session(device)).run())
+        session = asyncio.create_task(Connection(ours, Session(device), Inspector()).run())
         memory = os.memfd_create("guest")
         Peer(theirs).send(Request.SET_MEM_TABLE, MemoryTable((MEMORY,)), memory)
         os.close(memory)
@@ -265,7 +268,7 @@ def announce_to(channel_end: int, times: int = 1) -> None:
     async def scenario():
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        connection = Connection(ours, Session(FakeDevice()))
+        connection = Connection(ours, Session(FakeDevice()), Inspector())
         session = asyncio.create_task(connection.run())
         peer = Peer(theirs)
         await connection.announce_config_change()

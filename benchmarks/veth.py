@@ -96,7 +96,7 @@ class OverVeth(Contender):
 def over_veth(program: Program, driver: Program, case: Case, place: Place) -> Iterator[Contender]:
     """Have a backend and its guest up, on a veth pair between two namespaces of their own."""
     with contextlib.ExitStack() as stack:
-        wire = stack.enter_context(Wire(complete_checksums=False))
+        wire = stack.enter_context(Wire(complete_frames=False))
         stack.enter_context(_dropping(wire))
         counters = stack.enter_context(
             # What was opened in a namespace shows that one, wherever it is read.

@@ -88,10 +88,12 @@ def test_veth_peer_in_a_named_namespace() -> None:
         assert peer.namespace == wire.far.name
         assert peer.transmit_queues == 1
         assert peer.transmit_checksum_offload is False
-        add_links(wire.far, f"ethtool -K {wire.peer_interface} tx on")
+        assert peer.transmit_vlan_offload is False
+        add_links(wire.far, f"ethtool -K {wire.peer_interface} tx on tx-vlan-stag-hw-insert on")
         peer = open_in(wire.near, wire.interface).peer
         assert peer is not None
         assert peer.transmit_checksum_offload is True
+        assert peer.transmit_vlan_offload is True
 
 
 def test_veth_peer_in_the_same_namespace(namespace: Namespace) -> None:

@@ -49,7 +49,7 @@ def line(
     folder: Path, options: str, *, mtu: int = 1500, ethertype: int = ALL_ETHERTYPES, queues: int = 1
 ) -> Iterator[tuple[Wire, Backend, socket.socket]]:
     """A wire: guestwire on its near end, a raw socket on its far one, where checksums stay unfinished."""
-    with Wire(mtu=mtu, queues=queues, complete_checksums=False) as wire:
+    with Wire(mtu=mtu, queues=queues, complete_frames=False) as wire:
 
         def make() -> socket.socket:
             peer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ethertype))

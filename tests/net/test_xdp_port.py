@@ -80,8 +80,16 @@ def line(folder: Path, mode: str, **options: int) -> Iterator[Line]:
             yield Line(wire, backend, peer)
 
 
-@pytest.mark.parametrize("features", [MERGEABLE, NOT_MERGEABLE], ids=["mergeable", "not mergeable"])
-@pytest.mark.parametrize("length", [1530, 2048])
+@pytest.mark.parametrize(
+    ("features", "length"),
+    [
+        # The smallest that Linux posts.
+        pytest.param(MERGEABLE, 1536, id="mergeable, Linux"),
+        pytest.param(NOT_MERGEABLE, 1530, id="not mergeable, Linux"),
+        pytest.param(MERGEABLE, 2048, id="mergeable"),
+        pytest.param(NOT_MERGEABLE, 2048, id="not mergeable"),
+    ],
+)
 def test_direct_mode_copies_nothing(tmp_path: Path, features: Feature, length: int) -> None:
     layout = BufferLayout(length=length)
     with (

@@ -30,7 +30,7 @@ def connect(wire: Wire, near: str, far: str) -> None:
         (wire.near, f"ip link add {near} type veth peer name {far} netns {wire.far.name}"),
         (wire.near, f"ip link set {near} up"),
         (wire.far, f"ip link set {far} up"),
-        (wire.far, f"ethtool -K {far} tx off"),
+        (wire.far, f"ethtool -K {far} tx off txvlan off tx-vlan-stag-hw-insert off"),
     ):
         done = namespace.run(command.split())
         assert done.returncode == 0, done.stdout

@@ -166,7 +166,9 @@ def test_a_capture_file_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def check(lies: Geometry, mtu: int) -> None:
-    assert lies.longest_frame == mtu + 18  # Ethernet header and one VLAN tag
+    assert lies.longest_frame == min(
+        mtu + 22, LARGEST_CHUNK - KERNEL_HEADROOM
+    )  # Ethernet header, two VLAN tags
     # What the kernel leaves free, and what may be written, fill a chunk.
     assert KERNEL_HEADROOM + lies.headroom + lies.writable == lies.chunk == LARGEST_CHUNK
     assert lies.headroom >= 0
@@ -174,19 +176,27 @@ def check(lies: Geometry, mtu: int) -> None:
     assert lies.longest_frame <= lies.room_needed <= lies.writable
 
 
+@pytest.mark.parametrize("mtu", [68, 1500, geometry.largest_mtu(multi_buffer=False)])
+def test_single_buffers_have_room_for_one_tag(mtu: int) -> None:
+    lies = geometry.copy_mode(mtu, in_place=True)
+    assert lies.room_needed == lies.writable == max(mtu + 18, TAIL_RESERVE)
+    assert KERNEL_HEADROOM + lies.headroom + lies.writable == lies.chunk == LARGEST_CHUNK
+    assert geometry.copy_mode(mtu, in_place=True, mergeable=True) == geometry.copy_mode(mtu)
+
+
 @pytest.mark.parametrize("mtu", [68, 430, 431, 1500, 2000, geometry.largest_mtu(multi_buffer=False)])
 def test_copy_mode_writes_no_more_than_the_frame(mtu: int) -> None:
     lies = geometry.copy_mode(mtu)
     check(lies, mtu)
-    assert lies.room_needed == max(mtu + 18, TAIL_RESERVE)
+    assert lies.room_needed == max(lies.longest_frame, TAIL_RESERVE)
 
 
 @pytest.mark.parametrize("mtu", [3823, 9000, geometry.largest_mtu(multi_buffer=True)])
 def test_longer_frames_go_over_several_buffers(mtu: int) -> None:
-    own, bounce = geometry.copy_mode(mtu, mergeable=True), geometry.copy_mode(mtu)
+    own, bounce = geometry.copy_mode(mtu, mergeable=True, in_place=True), geometry.copy_mode(mtu)
     for lies in (own, bounce):
         assert lies.several_buffers
-        assert lies.longest_frame == mtu + 18
+        assert lies.longest_frame == mtu + 22
         assert KERNEL_HEADROOM + lies.headroom + lies.writable == lies.chunk == LARGEST_CHUNK
     # All that Linux posts for mergeable frames qualifies; without them, nothing does.
     assert own.room_needed == own.writable == 1530 - 12
@@ -194,8 +204,10 @@ def test_longer_frames_go_over_several_buffers(mtu: int) -> None:
 
 
 def test_a_linux_guests_buffers_qualify() -> None:
-    # 1,530 bytes: the smallest that Linux posts for an MTU of 1,500, its virtio_net_hdr included.
-    assert 12 + geometry.copy_mode(1500).room_needed <= 1530
+    # 1,530 bytes is the smallest that Linux posts for an MTU of 1,500, its virtio_net_hdr included; mergeable
+    # ones are made of whole cache lines.
+    assert 12 + geometry.copy_mode(1500, in_place=True).room_needed <= 1530
+    assert 12 + geometry.copy_mode(1500, in_place=True, mergeable=True).room_needed <= 1536
     zero_copy = geometry.zero_copy_mode(1500, "igb", trust_mtu=True)
     assert zero_copy is not None
     assert 12 + zero_copy.room_needed <= 1530

@@ -23,6 +23,8 @@ _ETH_SS_PRIV_FLAGS: Final = 2
 _INTERFACE_NAME_BYTES: Final = 16
 
 _CHECKSUM_FEATURES: Final = ("tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6")
+_INSERTING_FEATURES: Final = ("tx-vlan-hw-insert", "tx-vlan-stag-hw-insert")
+_STRIPPING_FEATURES: Final = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")
 
 
 class _DriverInformation(ctypes.Structure):
@@ -146,16 +148,58 @@ def transmit_checksum_offload(name: str) -> bool | None:
     Raises:
         OSError: with ``ENODEV`` if there is no such interface.
     """
+    active = _active(name, _CHECKSUM_FEATURES)
+    return None if active is None else bool(active)
+
+
+def transmit_vlan_offload(name: str) -> bool | None:
+    """Whether interface ``name`` takes frames whose VLAN tag, of either kind, is beside them.
+
+    Returns:
+        ``None`` if the driver does not say.
+
+    Raises:
+        OSError: with ``ENODEV`` if there is no such interface.
+    """
+    active = _active(name, _INSERTING_FEATURES)
+    return None if active is None else bool(active)
+
+
+def receive_vlan_offloads(name: str) -> tuple[str, ...]:
+    """By which features interface ``name`` takes VLAN tags out of received frames (``ethtool -k``).
+
+    Raises:
+        OSError: with ``ENODEV`` if there is no such interface.
+    """
+    return _active(name, _STRIPPING_FEATURES) or ()
+
+
+def _active(name: str, words: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Those of some features that are on; ``None`` if the driver does not say."""
     try:
         with closing(IoctlEthtool(name)) as ethtool:
             features = ethtool.get_features()
-            return any(features.is_active(feature) for feature in _CHECKSUM_FEATURES if feature in features)
+            return tuple(word for word in words if word in features and features.is_active(word))
     except EthtoolError:
         return None
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise
         return None
+
+
+def leave_nothing_to_hardware(name: str) -> None:
+    """Have interface ``name`` complete its frames: with checksums and VLAN tags in them (``ethtool -K``).
+
+    Raises:
+        OSError: it cannot be changed.
+    """
+    with closing(IoctlEthtool(name)) as ethtool:
+        features = ethtool.get_features()
+        for word in (*_CHECKSUM_FEATURES, *_INSERTING_FEATURES):
+            if word in features and features.is_available(word):
+                features[word] = False
+        ethtool.set_features(features)
 
 
 def receive_ring_size(name: str) -> int | None:

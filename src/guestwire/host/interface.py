@@ -76,12 +76,15 @@ class Peer:
         transmit_queues: how many queues it sends on.
         transmit_checksum_offload: whether it leaves the checksum of the frames it sends to be
             completed by hardware, which a veth pair does not have.
+        transmit_vlan_offload: whether it leaves the VLAN tag of the frames it sends beside them, to be put
+            in by hardware.
     """
 
     name: str | None
     namespace: str | None
     transmit_queues: int | None
     transmit_checksum_offload: bool | None
+    transmit_vlan_offload: bool | None = None
 
     def command(self, template: str) -> str:
         """A command for a person to type that acts on the peer, wherever it is.
@@ -119,7 +122,8 @@ class Interface:
         peer: the other end, if it is a veth interface.
         iommu_group_type: how the IOMMU treats its device: ``identity``, ``DMA``, ``DMA-FQ``;
             ``None`` where there is no IOMMU in the way (or no device).
-        strips_vlan_tags: whether it takes VLAN tags out of received frames, so that XDP does not see them.
+        vlan_stripping: the features, as ``ethtool -K`` calls them, by which a device takes VLAN tags out of
+            received frames, so that XDP does not see them.
         deferral: how it puts its interrupts off; ``None`` if that could not be seen.
     """
 
@@ -140,7 +144,7 @@ class Interface:
     programs: tuple[AttachedProgram, ...]
     peer: Peer | None
     iommu_group_type: str | None
-    strips_vlan_tags: bool = False
+    vlan_stripping: tuple[str, ...] = ()
     deferral: InterruptDeferral | None = None
 
     @classmethod
@@ -194,7 +198,7 @@ class Interface:
             programs=_programs(link),
             peer=_peer(link, links) if kind == "veth" else None,
             iommu_group_type=_iommu_group_type(sysfs, driver.bus_address if driver else ""),
-            strips_vlan_tags=kind is None and _active(ethtool.feature(name, "rx-vlan-hw-parse")),
+            vlan_stripping=ethtool.receive_vlan_offloads(name) if kind is None else (),
             deferral=_deferral(sysfs),
         )
 
@@ -234,10 +238,6 @@ def _kind(link: Any) -> str | None:
     information = link.get_attr("IFLA_LINKINFO")
     kind: str | None = information.get_attr("IFLA_INFO_KIND") if information else None
     return kind
-
-
-def _active(feature: ethtool.Feature | None) -> bool:
-    return feature is not None and feature.active
 
 
 def _own_sysfs_directory(link: Any) -> Path | None:
@@ -332,6 +332,7 @@ def _inspect_peer(name: str | None, namespace: str) -> Peer:
         namespace=namespace,
         transmit_queues=channels.transmit if channels else None,
         transmit_checksum_offload=ethtool.transmit_checksum_offload(name) if name else None,
+        transmit_vlan_offload=ethtool.transmit_vlan_offload(name) if name else None,
     )
 
 

@@ -4,8 +4,8 @@ The kernel or the NIC may write ``chunk - 256 - headroom`` bytes from a frame's 
 interface's MTU says. A guest's buffer qualifies only if it has room for all of that. So headroom shrinks
 what may be written to just above the largest frame, in the steps in which the driver programs its NIC.
 
-Linux guests post buffers of 1,530 to 1,536 bytes: with an MTU of 1,500 they have room for all frames of
-that MTU, but not for what a NIC lets in beyond.
+Linux guests post buffers of 1,536 bytes, or 1,530 if they are not mergeable: with an MTU of 1,500 they have
+room for all frames of that MTU, with two VLAN tags or one, but not for what a NIC lets in beyond.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ LARGEST_CHUNK = 4096  # needs the least kernel memory for a window of a given si
 SMALLEST_CHUNK = 2048
 KERNEL_HEADROOM = 256
 ETHERNET_AND_VLAN = 18
+ETHERNET_AND_VLANS = 22  # with a second tag (IEEE 802.1ad)
 ZERO_COPY_SLACK = 26  # the kernel binds in zero-copy mode only if MTU + 26 bytes fit
 LARGEST_MTU = 9216  # where frames may lie in several buffers: what switches call jumbo frames
 # Linux guests' smallest mergeable buffers: an Ethernet frame of MTU 1,500 with a VLAN tag, and the header.
@@ -33,7 +34,8 @@ class Geometry:
         chunk: bytes of a chunk.
         headroom: bytes that the kernel leaves free before a frame, on top of its own 256.
         writable: bytes that the kernel or the NIC may write.
-        room_needed: bytes behind its virtio_net_hdr that a guest's buffer must have.
+        room_needed: bytes behind its virtio_net_hdr that a guest's buffer must have; no longer frame is
+            received in one piece.
         longest_frame: bytes of the largest frame that is sent or received.
         several_buffers: whether a received frame may lie in several buffers.
     """
@@ -94,18 +96,31 @@ def _geometry(chunk: int, writable: int, longest: int, room_needed: int) -> Geom
     return Geometry(chunk, chunk - KERNEL_HEADROOM - writable, writable, room_needed, longest)
 
 
-def copy_mode(mtu: int, *, mergeable: bool = False) -> Geometry:
+def copy_mode(mtu: int, *, mergeable: bool = False, in_place: bool = False) -> Geometry:
     """Return the geometry for copy mode: the kernel writes no byte more than the frame has.
 
     A frame that does not fit in one chunk goes over several mergeable buffers of the guest, or else over
     several bounce frames.
+
+    Args:
+        mtu: the interface's, in bytes.
+        mergeable: the guest's buffers are.
+        in_place: the guest's buffers are posted. Linux's, if they are not mergeable, have room for one VLAN
+            tag: no frame is received that has two, and a payload of the MTU.
     """
-    longest = mtu + ETHERNET_AND_VLAN
-    if longest > LARGEST_CHUNK - KERNEL_HEADROOM:
-        writable = MERGEABLE_ROOM if mergeable else LARGEST_CHUNK - KERNEL_HEADROOM
-        geometry = _geometry(LARGEST_CHUNK, writable, longest, writable if mergeable else NO_BUFFER_HAS)
+    longest = mtu + ETHERNET_AND_VLANS
+    least, largest = mtu + ETHERNET_AND_VLAN, LARGEST_CHUNK - KERNEL_HEADROOM
+    if least > largest:
+        own = mergeable and in_place
+        geometry = _geometry(
+            LARGEST_CHUNK,
+            MERGEABLE_ROOM if own else largest,
+            longest,
+            MERGEABLE_ROOM if own else NO_BUFFER_HAS,
+        )
         return dataclasses.replace(geometry, several_buffers=True)
-    writable = max(longest, TAIL_RESERVE)
+    longest = min(longest, largest)
+    writable = max(least if in_place and not mergeable else longest, TAIL_RESERVE)
     return _geometry(LARGEST_CHUNK, writable, longest, writable)
 
 
@@ -127,5 +142,5 @@ def zero_copy_mode(
     step = known(driver).step
     writable = max(-(-(mtu + ZERO_COPY_SLACK) // step) * step, TAIL_RESERVE)
     chunk = LARGEST_CHUNK if huge_pages else max(SMALLEST_CHUNK, KERNEL_HEADROOM + writable)
-    longest = mtu + ETHERNET_AND_VLAN
-    return _geometry(chunk, writable, longest, longest if trust_mtu else writable)
+    room_needed = mtu + ETHERNET_AND_VLAN if trust_mtu else writable
+    return _geometry(chunk, writable, mtu + ETHERNET_AND_VLANS, room_needed)

@@ -110,7 +110,7 @@ def _geometry(mode: Mode, facts: Facts) -> Geometry:
         )
         assert lies is not None, "an MTU too large is an obstacle"
         return lies
-    return geometry.copy_mode(interface.mtu, mergeable=facts.mergeable and mode == "direct")
+    return geometry.copy_mode(interface.mtu, mergeable=facts.mergeable, in_place=mode == "direct")
 
 
 def _obstacle(mode: Mode, facts: Facts) -> Obstacle | None:

@@ -10,19 +10,14 @@ own network is touched.
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import socket
-import struct
 import time
 from types import TracebackType
 from typing import Any, Self
 
 from guestwire.errors import HostError
+from guestwire.host.ethtool import leave_nothing_to_hardware
 from guestwire.testing.namespaces import Namespace
 
-SIOCETHTOOL = 0x8946  # linux/sockios.h
-ETHTOOL_STXCSUM = 0x17  # linux/ethtool.h
 UP_SECONDS = 10.0
 
 
@@ -34,7 +29,8 @@ class Wire:
         queues: receive queues and transmit queues of each end.  Linux attaches an XDP program to a
             veth only if it has at least as many receive queues as the other end has transmit
             queues; with equal numbers it always can.
-        complete_checksums: the peer computes the checksums of what it sends, which a veth need not.
+        complete_frames: the peer computes the checksums of what it sends, and puts VLAN tags into it,
+            which a veth need not: it leaves them beside the frame, to a receiver who trusts it.
 
     Raises:
         HostError: we may not make network namespaces.
@@ -46,7 +42,7 @@ class Wire:
     guest_address = "192.0.2.2"
     prefix_length = 24
 
-    def __init__(self, mtu: int = 1500, queues: int = 1, *, complete_checksums: bool = True) -> None:
+    def __init__(self, mtu: int = 1500, queues: int = 1, *, complete_frames: bool = True) -> None:
         self.far = Namespace("far")
         try:
             self.near = Namespace("near")
@@ -55,8 +51,8 @@ class Wire:
             raise
         try:
             self._connect(mtu, queues)
-            if complete_checksums:
-                self.far.call(self._complete_checksums)
+            if complete_frames:
+                self.far.call(lambda: leave_nothing_to_hardware(self.peer_interface))
         except BaseException:
             self.remove()
             raise
@@ -80,13 +76,6 @@ class Wire:
         for namespace, interface in ((self.far, self.peer_interface), (self.near, self.interface)):
             with namespace.netlink() as netlink:
                 _wait_until_up(netlink, interface)
-
-    def _complete_checksums(self) -> None:
-        # A veth leaves the checksum to a receiver that will never need it, since it trusts the sender.
-        value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, 0))
-        request = struct.pack("16sP16x", self.peer_interface.encode(), ctypes.addressof(value))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            fcntl.ioctl(any_socket, SIOCETHTOOL, request)
 
     def remove(self) -> None:
         """Remove both namespaces, and with them the pair."""

@@ -139,7 +139,7 @@ def test_a_part_that_is_not_ours_spoils_the_frame(machine: Make, again: int) -> 
 def test_a_frame_longer_than_the_interfaces_longest_is_dropped(machine: Make) -> None:
     guest = machine("direct", mtu=9000)
     offer(guest, 8)
-    arrive(guest, bytes(9019))
+    arrive(guest, bytes(9023))
     guest.run()
     assert guest.rx.used() == [(head, 0) for head in range(6)]
     assert guest.counted()["rx"]["drops"] == {"too_long": 1}

@@ -81,7 +81,7 @@ class XdpMachine:
         self.geometry = (
             geometry.zero_copy_mode(self.mtu, DRIVER, trust_mtu=True)
             if self.mode == "zero-copy"
-            else geometry.copy_mode(self.mtu, mergeable=self.mergeable and self.mode == "direct")
+            else geometry.copy_mode(self.mtu, mergeable=self.mergeable, in_place=self.mode == "direct")
         )
         assert self.geometry is not None
         self.socket = FakeXdpSocket(

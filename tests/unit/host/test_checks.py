@@ -59,7 +59,13 @@ NIC = Interface(
     iommu_group_type="identity",
 )
 
-PEER = Peer(name="far0", namespace="far", transmit_queues=1, transmit_checksum_offload=False)
+PEER = Peer(
+    name="far0",
+    namespace="far",
+    transmit_queues=1,
+    transmit_checksum_offload=False,
+    transmit_vlan_offload=False,
+)
 
 YES = BindResult(True, "")
 NO = BindResult(False, "the reason")
@@ -191,6 +197,30 @@ INTERFACE = [
         Status.WARNING,
         "not visible",
     ),
+    (interface.check_vlan, {}, Status.OK, "guests can use VLANs"),
+    (
+        interface.check_vlan,
+        {"vlan_stripping": ("rx-vlan-hw-parse",)},
+        Status.WARNING,
+        "eth7 rx-vlan-hw-parse off",
+    ),
+    (interface.check_vlan, {"kind": "veth", "peer": PEER}, Status.OK, "guests can use VLANs"),
+    (
+        interface.check_vlan,
+        {"kind": "veth", "peer": dataclasses.replace(PEER, transmit_vlan_offload=True)},
+        Status.WARNING,
+        "ip netns exec far ethtool -K far0 txvlan off tx-vlan-stag-hw-insert off",
+    ),
+    (
+        interface.check_vlan,
+        {"kind": "veth", "peer": dataclasses.replace(PEER, transmit_vlan_offload=None, namespace=None)},
+        Status.WARNING,
+        "not visible",
+    ),
+    *[
+        (interface.check_vlan, {"kind": kind}, Status.WARNING, f"is software ({kind}): whether tags are")
+        for kind in ("bridge", "tun", "macvtap")
+    ],
 ]
 
 

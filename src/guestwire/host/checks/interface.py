@@ -329,14 +329,34 @@ def check_checksum(interface: Interface) -> Check:
 
 
 def check_vlan(interface: Interface) -> Check:
-    """Whether received frames keep their VLAN tags."""
-    name = "vlan"
-    if not interface.strips_vlan_tags:
-        return Check(name, Status.OK, "tags stay in the frames", "guests can use VLANs")
-    return Check(
-        name,
-        Status.WARNING,
-        "the NIC takes the tags out of received frames",
-        "a frame of a VLAN reaches the guest as if it had none, since AF_XDP has no place to say so",
-        f"ethtool -K {interface.name} rxvlan off",
+    """Whether received frames have their VLAN tags in them.
+
+    A NIC may take them out, and software leaves them beside the frame for the NIC that it believes to be at
+    the other end; AF_XDP has no place to say that one is there.
+    """
+    name, lost = (
+        "vlan",
+        "a frame of a VLAN reaches the guest as if it had none, since AF_XDP has no place for a tag",
     )
+    if interface.vlan_stripping:
+        words = " ".join(f"{word} off" for word in interface.vlan_stripping)
+        found = "the NIC takes the tags out of received frames"
+        return Check(name, Status.WARNING, found, lost, f"ethtool -K {interface.name} {words}")
+    peer = interface.peer
+    if interface.kind is None or (peer is not None and peer.transmit_vlan_offload is False):
+        return Check(name, Status.OK, "tags stay in the frames", "guests can use VLANs")
+    if peer is None:
+        return Check(
+            name,
+            Status.WARNING,
+            f"{interface.name} is software ({interface.kind}): whether tags are in its frames is not known",
+            f"where its senders leave them beside, {lost}",
+            "ethtool -K SENDER txvlan off tx-vlan-stag-hw-insert off, for each interface that sends to it",
+        )
+    if peer.transmit_vlan_offload:
+        found = f"peer {peer.name} leaves tags beside its frames"
+    else:
+        found = "the other end of the veth pair is not visible: it may leave tags beside its frames"
+    # Offloads of this end change nothing: a tag that is beside the frame is not put into it.
+    remedy = "ethtool -K {name} txvlan off tx-vlan-stag-hw-insert off"
+    return Check(name, Status.WARNING, found, lost, peer.command(remedy))

@@ -86,6 +86,8 @@ cdef void look_after_waiters(inlet *i) noexcept nogil:
         wake_waiters(i)
         return
     i.asked = True
+    # The full fence in it comes between waited_for and our last look, too: for buffers that we miss in it the
+    # guest's worker is kicked, and finds waited_for (tests/model/test_wake_ups.py).
     if ring_enable_notifications(i.pair.rx) and refill(i):
         wake_waiters(i)
 

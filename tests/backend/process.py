@@ -25,7 +25,7 @@ from guestwire.testing.memory import Region
 COMMAND = (sys.executable, "-m", "guestwire")
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for a condition; fail if it does not come in time."""
     end = time.monotonic() + seconds
     while not condition():
@@ -81,7 +81,7 @@ class Backend:
         command: the words that start guestwire, if not this one.
     """
 
-    start_seconds = 10.0
+    start_seconds = 60.0
 
     def __init__(
         self,

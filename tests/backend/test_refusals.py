@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from backend.house import complaints, status
-from backend.process import COMMAND, Backend
+from backend.process import COMMAND, Backend, wait_until
 from guestwire.cli.main import main
-from guestwire.testing import FakeGuest, FrameStream
+from guestwire.testing import FakeGuest, FrameStream, processes
 
 DESCRIPTION, HOST = 2, 3  # exit statuses (docs/reference.md)
 
@@ -202,3 +202,23 @@ def test_a_guest_that_fails_later_among_others(tmp_path: Path) -> None:
         (said,) = complaints(backend.text())
         assert "one.sock exists and is not a socket; choose another path" in said
         assert status(backend)["first"].state.startswith("failed: ")
+
+
+def test_a_process_whose_guests_have_all_failed_fails(tmp_path: Path) -> None:
+    """So whoever watches over it sees that nobody is served, also when that happens long after its start."""
+    sockets = [tmp_path / "one.sock", tmp_path / "two.sock"]
+    file = tmp_path / "guests.toml"
+    file.write_text(
+        "".join(f'[[guest]]\nsocket_path = "{path}"\nport = "echo"\nrole = "connect"\n' for path in sockets)
+    )
+    backend = Backend(tmp_path, arguments=[str(file)], sockets=sockets)
+    backend.__enter__()
+    try:
+        for number, path in enumerate(sockets):
+            path.write_text("no socket")
+            wait_until(lambda: backend.text().count("not served") > number)  # noqa: B023
+        assert backend.process.wait(60) == DESCRIPTION
+    finally:
+        processes.stop(backend.process)
+    assert re.search(r"^guestwire: .* exists and is not a socket", backend.text(), re.MULTILINE)
+    assert "Traceback" not in backend.text()

@@ -7,17 +7,19 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from guestwire.errors import ConfigurationError, GuestwireError, HostError
+from guestwire.accepting import Acceptor
+from guestwire.errors import ConfigurationError, GuestwireError, HostError, shortage_remedy
 
 log = logging.getLogger(__name__)
 
 LONGEST_REQUEST = 65536
+BACKLOG = 64  # connections that may wait
 TIMEOUT_SECONDS = 5.0
 REBIND_TIMEOUT_SECONDS = 60.0  # an interface takes a second or two, and it may have to be gone back
 
@@ -167,7 +169,8 @@ class ControlServer:
         rebind: Callable[[str, str], Awaitable[Rebound]],
     ) -> None:
         self._path, self._status, self._rebind = path, status, rebind
-        self._server: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to listen.
@@ -176,17 +179,31 @@ class ControlServer:
             HostError: the path is too long, or may not be created.
         """
         try:
-            self._server = await asyncio.start_unix_server(
-                self._serve, os.fspath(self._path), limit=LONGEST_REQUEST
-            )
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.setblocking(False)
+            self._socket.bind(os.fspath(self._path))
             self._path.chmod(0o600)
+            self._socket.listen(BACKLOG)
         except OSError as error:
             raise HostError(
                 f"cannot listen on the control socket {self._path}: {error.strerror or error}",
-                "choose a shorter place: GUESTWIRE_RUNTIME_DIRECTORY=DIR guestwire ...",
+                shortage_remedy(error, self._path.parent)
+                or "choose a shorter place: GUESTWIRE_RUNTIME_DIRECTORY=DIR guestwire ...",
             ) from error
+        self._run(self._accept(self._socket))
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        acceptor = Acceptor(listening, "a control socket's")
+        while True:
+            self._run(self._serve(await acceptor.accept()))
+
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LONGEST_REQUEST)
         with contextlib.closing(writer), contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
                 writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
@@ -209,8 +226,11 @@ class ControlServer:
 
     async def stop(self) -> None:
         """Listen no more."""
-        if self._server is not None:
-            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
 
 
 def ask_status(path: Path) -> Status:

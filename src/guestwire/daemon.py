@@ -32,6 +32,7 @@ from guestwire.host.link_monitor import LinkMonitor
 from guestwire.metrics import read_counters, total
 from guestwire.ports.budget import PinnedBudget
 from guestwire.ports.parse import parse_port
+from guestwire.queue_pairs import host_refuses
 from guestwire.rebind import rebind
 from guestwire.runtime import CONTROL_SOCKET, COUNTERS_SUFFIX, RuntimeDirectory
 from guestwire.share_watch import ShareWatch
@@ -102,6 +103,12 @@ def describe(guest: Guest, budget_bytes: int | None = None) -> GuestState:
     )
 
 
+def _ending_signals() -> list[signal.Signals]:
+    """Return the signals that end the process: SIGHUP too, unless whoever started it wants that ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup(1)
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
+
+
 def _allow_descriptors() -> None:
     """Raise the soft limit on open files to the hard one: a guest's memory alone can be 509 of them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -134,6 +141,8 @@ class Daemon:
         self._configuration = configuration
         self._budget = _budget(configuration)
         self._guests: list[Guest] = []
+        self._endpoints: dict[Guest, Endpoint] = {}
+        self._tasks: list[asyncio.Task[None]] = []
         # By guest: to be set when its port is to be looked at, because something has happened to it.
         self._looks: dict[Guest, asyncio.Event] = {}
         # Changes that no session asks for; they wait for sessions, and so not in the sessions' threads.
@@ -167,7 +176,7 @@ class Daemon:
         return Rebound(guest=name, old_port=before, port=description, milliseconds=milliseconds)
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, or until every guest's connection is gone for good.
+        """Serve until SIGTERM, SIGINT or SIGHUP, or until every guest's connection is gone for good.
 
         Raises:
             GuestwireError: none of the guests could be served.
@@ -177,22 +186,21 @@ class Daemon:
         allow_interrupts()
         _allow_descriptors()
         loop.set_default_executor(ThreadPoolExecutor(len(self._configuration.guest), "session"))
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ending_signals():
             loop.add_signal_handler(number, self._ending.set)
         start_helper()
         runtime = RuntimeDirectory()
         control = ControlServer(runtime.path / CONTROL_SOCKET, self.status, self.rebind)
-        tasks: list[asyncio.Task[None]] = []
         links: LinkMonitor | None = None
         try:
             await control.start()
             links = self._follow_links()
-            tasks = await self._start_guests(runtime.path)
-            await self._until_end(tasks)
+            await self._start_guests(runtime.path)
+            await self._until_end()
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             for guest in self._guests:
                 await self._close(guest)
             if links is not None:
@@ -201,9 +209,9 @@ class Daemon:
             await control.stop()
             runtime.close()
 
-    async def _until_end(self, tasks: list[asyncio.Task[None]]) -> None:
+    async def _until_end(self) -> None:
         ending = asyncio.create_task(self._ending.wait())
-        served = asyncio.gather(*tasks, return_exceptions=True)
+        served = asyncio.gather(*self._tasks, return_exceptions=True)
         both: list[asyncio.Future[Any]] = [ending, served]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         ending.cancel()
@@ -211,7 +219,7 @@ class Daemon:
             for failure in filter(None, served.result()):
                 raise failure
 
-    async def _start_guests(self, directory: Path) -> list[asyncio.Task[None]]:
+    async def _start_guests(self, directory: Path) -> None:
         """Open every guest; one that cannot be served is logged, and matters only if it is the last."""
         self._guests = [
             Guest(
@@ -221,37 +229,40 @@ class Daemon:
             )
             for config in self._configuration.guest
         ]
-        tasks = []
         failure: GuestwireError | None = None
         for guest in self._guests:
+            await asyncio.sleep(0)  # signals are heard
+            if self._ending.is_set():
+                return
             try:
-                endpoint = self._open(guest)
+                with host_refuses(f"serve guest {guest.config.name}"):
+                    endpoint = self._open(guest)
             except GuestwireError as error:
                 failure = error
                 await self._give_up(guest, error)
                 continue
-            tasks.append(asyncio.create_task(self._serve(guest, endpoint), name=guest.config.name))
-        if not tasks and failure is not None:
+            self._tasks.append(asyncio.create_task(self._serve(guest, endpoint), name=guest.config.name))
+        if not self._tasks and failure is not None:
             raise failure
-        return tasks
 
     def _open(self, guest: Guest) -> Endpoint:
         # The socket before the port: a path in use is known before an interface is touched.
-        endpoint = _endpoint(guest.config)
-        try:
-            guest.open()
-        except BaseException:
-            endpoint.close()
-            raise
+        endpoint = self._endpoints[guest] = _endpoint(guest.config)
+        guest.open()
         asyncio.get_running_loop().add_reader(guest.trouble_fd, self._on_trouble, guest)
         self._looks[guest] = asyncio.Event()
         return endpoint
 
     async def _close(self, guest: Guest) -> None:
+        if (endpoint := self._endpoints.pop(guest, None)) is not None:
+            endpoint.close()
         if guest.trouble_fd >= 0:
             asyncio.get_running_loop().remove_reader(guest.trouble_fd)
         self._looks.pop(guest, None)
-        await self._change(guest.close)
+        try:
+            await self._change(guest.close)
+        except Exception as error:  # the others, and what the process has made, are closed all the same
+            _log_error(guest, "its port cannot be closed", error)
 
     async def _give_up(self, guest: Guest, error: Exception) -> None:
         """Serve a guest no more; that of a process's only guest is shown when the process ends."""
@@ -365,7 +376,7 @@ async def _watch_share(guest: Guest) -> None:
     watch = ShareWatch()
     while True:
         await asyncio.sleep(SHARE_WATCH_SECONDS)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # no more there, or no descriptor left: the next look tells more
             counters = read_counters(guest.counters_path)
             if guest.port.status().asked_mode != "zero-copy":
                 watch.begin(counters)

@@ -6,6 +6,9 @@ Every error shown to a person is one of these.  ``str(error)`` says what happene
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class GuestwireError(Exception):
     """The root of all errors that guestwire raises on purpose.
@@ -44,3 +47,17 @@ class GuestError(GuestwireError):
     """The guest's driver broke the virtio rules; its ring stops, other rings go on."""
 
     exit_code = 5
+
+
+def shortage_remedy(error: OSError, directory: str | os.PathLike[str]) -> str | None:
+    """Return what helps a machine that is out of something, if it is: of descriptors, or of room.
+
+    Args:
+        error: what the kernel said.
+        directory: where a file was to be made.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit on open files: ulimit -n 65536, or LimitNOFILE= in a systemd unit"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"make room: df -h {os.fspath(directory)}"
+    return None

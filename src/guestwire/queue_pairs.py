@@ -21,7 +21,7 @@ from guestwire.datapath.packed_ring import PackedRing
 from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.split_ring import SplitRing
 from guestwire.datapath.window import Window
-from guestwire.errors import FrontendError, HostError
+from guestwire.errors import FrontendError, HostError, shortage_remedy
 from guestwire.eventfds import Signals, require_kick
 from guestwire.ports.base import Port
 from guestwire.vhost_user.device import RingConfiguration
@@ -335,14 +335,12 @@ def _nobody() -> int:
 
 @contextlib.contextmanager
 def host_refuses(what: str) -> Iterator[None]:
-    """Say what could not be done when the machine is out of something, most often of descriptors."""
+    """Say what could not be done when the machine is out of something, of descriptors or of room."""
     try:
         yield
     except OSError as error:
-        raise HostError(
-            f"cannot {what}: {error.strerror or error}",
-            "raise the limit on open files (ulimit -n 65536, LimitNOFILE= in a systemd unit); df -h /run",
-        ) from error
+        said = f"cannot {what}: {error.strerror or error}"
+        raise HostError(said, shortage_remedy(error, "/run")) from error
 
 
 def _explain(error: tuple[int, int, int], packed: bool) -> str:

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from guestwire.errors import HostError
+from guestwire.errors import HostError, shortage_remedy
 
 CONTROL_SOCKET = "control.sock"
 COUNTERS_SUFFIX = ".counters"
@@ -66,13 +66,14 @@ class RuntimeDirectory:
         except OSError as error:
             raise HostError(
                 f"cannot create the runtime directory {base}/{os.getpid()}: {error.strerror}",
-                "choose another place: GUESTWIRE_RUNTIME_DIRECTORY=DIR guestwire ...",
+                shortage_remedy(error, base)
+                or "choose another place: GUESTWIRE_RUNTIME_DIRECTORY=DIR guestwire ...",
             ) from error
 
     def close(self) -> None:
         """Remove it."""
+        os.close(self._lock)  # first, since looking takes a descriptor
         _remove(self.path)
-        os.close(self._lock)
 
 
 def _make(base: Path) -> None:
@@ -179,14 +180,15 @@ def _remove_if_dead(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Remove what a process has made in its runtime directory, the lock last, and it, if it is empty then."""
-    with contextlib.suppress(OSError), _open(path, os.O_RDONLY | os.O_DIRECTORY) as directory:
-        made = [name for name, ours in _contents(directory).items() if ours]
+    with contextlib.suppress(OSError):
+        made = [name for name, ours in _contents(path).items() if ours]
         for name in sorted(made, key=lambda name: name == _LOCK):
-            os.unlink(name, dir_fd=directory)
+            (path / name).unlink()
+    with contextlib.suppress(OSError):
         path.rmdir()
 
 
-def _contents(directory: int) -> dict[str, bool]:
+def _contents(directory: int | Path) -> dict[str, bool]:
     """Return the names of what lies in a directory, and whether a process puts such things there."""
     with os.scandir(directory) as entries:
         return {entry.name: _is_made_by_us(entry) for entry in entries}

@@ -53,13 +53,26 @@ def test_term_ends_it_under_traffic(tmp_path: Path) -> None:
         assert list((tmp_path / "run").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_in_the_middle_of_a_session(tmp_path: Path, number: signal.Signals) -> None:
-    with Backend(tmp_path, "echo") as backend, Frontend.connect(backend.socket) as frontend:
+    # A test run under nohup ignores SIGHUP, and what it starts would, too.
+    wrapper = ("env", "--default-signal=HUP")
+    with (
+        Backend(tmp_path, "echo", wrapper=wrapper) as backend,
+        Frontend.connect(backend.socket) as frontend,
+    ):
         frontend.get_features()
         backend.process.send_signal(number)
         assert backend.process.wait(5) == 0
         assert not backend.socket.exists()
+        assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_under_nohup_it_stays(tmp_path: Path) -> None:
+    with Backend(tmp_path, "echo", wrapper=("env", "--ignore-signal=HUP")) as backend:
+        backend.process.send_signal(signal.SIGHUP)
+        with FakeGuest(backend.socket) as guest:
+            frames_come_back(guest)
 
 
 def test_a_killed_process_is_in_nobodys_way(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from guestwire.bench.results import Report, Result
 
 INTERRUPTED = 130
-TERMINATED = 143
+SIGNALLED = 128  # and the number of the signal, as shells say it
 MOST_SECONDS, QUICK_MOST_SECONDS = 50.0, 10.0
 
 
@@ -62,7 +62,9 @@ def bench(
     where = places.choose(max(plan.queue_pairs), _numbers("cpus", cpus))
     arguments = [] if poll_us is None else ["--poll-us", str(poll_us)]
     console = Console(highlight=False, stderr=json == Path("-"))
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) wants it
+            signal.signal(number, _leave)
     try:
         with Bar(console, plan.count) as bar:
             report = measure.measure(plan, where, bar, arguments)
@@ -72,9 +74,9 @@ def bench(
     _show(report, console, json, picture)
 
 
-def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     """End as Python does, so that all that was made is removed."""
-    sys.exit(TERMINATED)
+    sys.exit(SIGNALLED + number)
 
 
 def _plan(ports: list[str] | None, asked: dict[str, Any], *, quick: bool) -> Plan:

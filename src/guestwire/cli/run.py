@@ -61,7 +61,7 @@ def run(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
-    """Serve guests in the foreground until SIGTERM or SIGINT."""
+    """Serve guests in the foreground until SIGTERM, SIGINT or SIGHUP."""
     if print_capabilities:
         typer.echo(msgspec.json.encode(CAPABILITIES).decode())
         return

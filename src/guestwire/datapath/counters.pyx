@@ -44,7 +44,8 @@ cdef class Counters:
     def __init__(self, fd, pairs):
         self.pairs = pairs
         self.area_size = HEADER_BYTES + pairs * PAIR_BYTES
-        os.ftruncate(fd, self.area_size)
+        # In a hole, a full file system shows by a fatal SIGBUS when a counter is written.
+        os.posix_fallocate(fd, 0, self.area_size)
         os.pwrite(fd, MAGIC + struct.pack("<II", pairs, PAIR_BYTES), 0)
         self.area = <uint8_t *>mmap(NULL, self.area_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
         if self.area == MAP_FAILED:

@@ -14,21 +14,22 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from guestwire.errors import ConfigurationError, GuestwireError, HostError
+from guestwire.accepting import Acceptor, passes
+from guestwire.errors import ConfigurationError, GuestwireError, HostError, shortage_remedy
 from guestwire.vhost_user.socket_file import SocketAccess, bind
 
-_log = logging.getLogger(__name__)
-
-_PASSING_ACCEPT_ERRORS = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_WHOSE = "a frontend's"
+_LOCK_SECONDS = 2.0  # it is held for less than a millisecond, and signals have to wait for us
+_LOCK_PAUSE_SECONDS = 0.01
 _PATH_LIMIT = 107  # bytes in sockaddr_un.sun_path before the terminating zero (unix(7))
 
 
@@ -86,14 +87,51 @@ def _owner_of_live(path: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep two processes from replacing the same stale socket at once."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locked(path: Path) -> Iterator[None]:
+    """Keep two processes from replacing the same stale socket at once.
+
+    The lock is on a file that nobody else may open: whoever can only read the directory could hold a lock on
+    that forever. The file is there only meanwhile.
+
+    Raises:
+        HostError: somebody keeps the lock, or has put something else in its place.
+        OSError: the file cannot be made.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    end = time.monotonic() + _LOCK_SECONDS
+    while (descriptor := _try_lock(lock)) is None:
+        if time.monotonic() >= end:
+            raise HostError(
+                f"somebody keeps the lock on {lock}",
+                "choose another socket path, in a directory where nobody else may write",
+            )
+        time.sleep(_LOCK_PAUSE_SECONDS)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        lock.unlink()
         os.close(descriptor)
+
+
+def _try_lock(lock: Path) -> int | None:
+    """Return a descriptor that locks the file that lies there; None if another process does."""
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(lock, flags, 0o600)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_size:
+            raise HostError(f"{lock} is in the way, and not ours", "choose another socket path")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had the lock before has removed the file, and another may be there by now.
+        if os.path.samestat(status, lock.lstat()):
+            locked, descriptor = descriptor, -1
+            return locked
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return None
 
 
 class Listener:
@@ -112,13 +150,18 @@ class Listener:
         _check_path(path)
         self._path = path
         self._identity: tuple[int, int] | None = None
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _locked(path.parent):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise _cannot("listen on", path, error) from error
+        self._acceptor = Acceptor(self._socket, _WHOSE)
+        try:
+            with _locked(path):
                 _remove_stale(path)
                 bind(self._socket, path, access)
                 self._identity = _identity(path)
-            self._socket.listen(1)
+                # Before the next one looks: who does not listen yet is taken for dead.
+                self._socket.listen(1)
             self._socket.setblocking(False)
         except OSError as error:
             self.close()
@@ -129,7 +172,7 @@ class Listener:
 
     async def connection(self) -> socket.socket | None:
         """Wait until a frontend connects."""
-        return await _accept(self._socket)
+        return await self._acceptor.accept()
 
     def close(self) -> None:
         """Stop listening, and remove the socket file if it is still the one created here."""
@@ -137,6 +180,7 @@ class Listener:
         with contextlib.suppress(OSError):
             if _identity(self._path) == self._identity:
                 self._path.unlink()
+        self._identity = None
 
 
 def _remove_stale(path: Path) -> None:
@@ -157,27 +201,13 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-async def _accept(listening: socket.socket) -> socket.socket:
-    """Accept a connection; while the process has no descriptor left for it, let it wait."""
-    while True:
-        try:
-            connection, _ = await asyncio.get_running_loop().sock_accept(listening)
-        except OSError as error:
-            if error.errno not in _PASSING_ACCEPT_ERRORS:
-                raise
-            _log.warning("cannot accept a frontend's connection yet: %s", error.strerror)
-            await asyncio.sleep(1)
-        else:
-            return connection
-
-
 def _cannot(verb: str, path: Path, error: OSError) -> ConfigurationError | HostError:
     what = f"cannot {verb} socket {path}: {error.strerror}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return HostError(what, f"let user {os.geteuid()} write to {path.parent}, or run as root")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return ConfigurationError(what, f"create the directory: mkdir -p {path.parent}")
-    return HostError(what)
+    return HostError(what, shortage_remedy(error, path.parent))
 
 
 class Connector:
@@ -218,13 +248,15 @@ class Connector:
     def _attempt(self) -> socket.socket | None:
         if not _is_socket(self._path):
             return None
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.setblocking(False)
+        connection = None
         try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.setblocking(False)
             connection.connect(self._name)
         except OSError as error:
-            connection.close()
-            if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN):
+            if connection is not None:
+                connection.close()
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN) or passes(error):
                 return None
             raise _cannot("connect to", self._path, error) from error
         return connection
@@ -252,6 +284,7 @@ class Inherited:
         except (OSError, ValueError) as error:
             raise _not_inherited(descriptor, str(error)) from error
         self._socket: socket.socket | None = inherited
+        self._acceptor = Acceptor(inherited, _WHOSE)
         try:
             if (inherited.family, inherited.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
                 raise _not_inherited(descriptor, "it is not a Unix stream socket")
@@ -272,7 +305,7 @@ class Inherited:
         if self._socket is None:
             return None
         if self._listens:
-            return await _accept(self._socket)
+            return await self._acceptor.accept()
         connection, self._socket = self._socket, None
         return connection
 

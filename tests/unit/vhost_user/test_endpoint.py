@@ -1,16 +1,18 @@
 """Listening, connecting and inheriting, with real sockets."""
 
 import asyncio
+import fcntl
 import os
 import resource
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from guestwire.errors import ConfigurationError, HostError
-from guestwire.vhost_user import socket_file
+from guestwire.vhost_user import endpoint, socket_file
 from guestwire.vhost_user.endpoint import Connector, Inherited, Listener
 from guestwire.vhost_user.socket_file import SocketAccess, group_number
 
@@ -70,6 +72,23 @@ def test_listener_waits_while_the_process_has_no_descriptor_left(path, caplog):
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
     assert "cannot accept a frontend's connection yet: Too many open files" in caplog.text
+
+
+def test_connector_waits_while_the_process_has_no_descriptor_left(path):
+    async def scenario():
+        connector = Connector(path, retry_interval=0.01)
+        with listening(path):
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                pending = asyncio.create_task(connector.connection())
+                await asyncio.sleep(0.03)
+                assert not pending.done()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            (await pending).close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
 
 
 def test_listener_removes_its_socket(path):
@@ -144,6 +163,84 @@ def test_stale_socket_is_replaced(path):
     with connected(path) as client:
         assert first_byte(listener, client) == b"x"
     listener.close()
+
+
+def test_a_lock_on_the_directory_holds_up_nobody(path):
+    directory = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    listener = Listener(path)
+    assert list(path.parent.iterdir()) == [path]
+    listener.close()
+    os.close(directory)
+
+
+def test_a_lock_of_ones_own_is_not_waited_for_forever(path, monkeypatch):
+    monkeypatch.setattr(endpoint, "_LOCK_SECONDS", 0.05)
+    lock = os.open(path.with_name(".guest.sock.lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(HostError, match=r"somebody keeps the lock on .*/\.guest\.sock\.lock"):
+        Listener(path)
+    assert not path.exists()
+    os.close(lock)
+    # What a killed process left is in nobody's way.
+    Listener(path).close()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_that_is_removed_meanwhile_is_no_lock(path, monkeypatch):
+    real = fcntl.flock
+
+    def flock(descriptor, operation):
+        real(descriptor, operation)
+        monkeypatch.setattr(fcntl, "flock", real)
+        path.with_name(".guest.sock.lock").unlink()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    Listener(path).close()
+    assert fcntl.flock is real
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/null"),
+        lambda path: path.mkdir(),
+        lambda path: path.write_text("precious"),
+    ],
+    ids=["pipe", "link", "directory", "file"],
+)
+def test_what_lies_in_the_lock_s_place_is_not_touched(path, monkeypatch, make):
+    monkeypatch.setattr(endpoint, "_LOCK_SECONDS", 0.05)
+    lock = path.with_name(".guest.sock.lock")
+    make(lock)
+    with pytest.raises(HostError, match=f"{lock} is in the way|cannot listen on socket {path}"):
+        Listener(path)
+    assert lock.lstat()
+    assert not path.exists()
+
+
+def test_only_one_of_many_replaces_a_stale_socket(path):
+    listening(path).close()
+    made, refused = [], []
+
+    def start():
+        try:
+            made.append(Listener(path))
+        except ConfigurationError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert len(refused) == 7
+    assert all("is in use by" in str(error) for error in refused)
+    made[0].close()
+    assert list(path.parent.iterdir()) == []
 
 
 def test_live_socket_is_not_replaced(path):

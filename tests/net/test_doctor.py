@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from typing import Any
@@ -107,7 +108,7 @@ def test_program_attached() -> None:
         with wire.near.call(attach):
             status, _, checks = ask_doctor(wire.near, interface)
         assert status == 1
-        assert "another guestwire process" in checks["xdp-program"]["found"]
+        assert f"process {os.getpid()} (" in checks["xdp-program"]["found"]
         assert "not tried" in checks["af-xdp-modes"]["found"]
         status, _, checks = ask_doctor(wire.near, interface)
         assert status == 0

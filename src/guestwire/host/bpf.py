@@ -151,6 +151,19 @@ class ProgramInformation(ctypes.Structure):
     )
 
 
+class _LinkInformation(ctypes.Structure):
+    """``struct bpf_link_info`` of an XDP program's link."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("padding_behind", ctypes.c_uint32),
+    )
+
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -264,16 +277,31 @@ def create_xdp_link(program_fd: int, interface_index: int, flags: int) -> int:
     return _bpf(_Command.LINK_CREATE, attributes)
 
 
+def linked_interface(link_fd: int) -> int:
+    """The number of the interface that an XDP program's link holds; 0 if it holds none any more.
+
+    So it is when the interface has gone, and when somebody has detached the link (BPF_LINK_DETACH).
+    """
+    information = _LinkInformation()
+    _get_information(link_fd, information)
+    interface_index: int = information.ifindex
+    return interface_index
+
+
 def program_information(program_fd: int) -> ProgramInformation:
     """What the kernel knows about a loaded program."""
     information = ProgramInformation()
+    _get_information(program_fd, information)
+    return information
+
+
+def _get_information(descriptor: int, information: ctypes.Structure) -> None:
     attributes = _GetInformation(
-        bpf_fd=program_fd,
+        bpf_fd=descriptor,
         info_len=ctypes.sizeof(information),
         info=ctypes.addressof(information),
     )
     _bpf(_Command.OBJ_GET_INFO_BY_FD, attributes)
-    return information
 
 
 def program_name(program_id: int) -> str | None:

@@ -7,7 +7,8 @@ of the interface keep working.
 
 The program is attached by a BPF link, which lives as long as somebody holds its file descriptor.
 Nothing has to be cleaned up after a process that was killed: the kernel closes the descriptor, the
-link goes, and the program with it.  A forked child that keeps the descriptor keeps the program
+link goes, and the program with it.  Somebody may detach the link by force meanwhile; then the program
+is attached anew.  A forked child that keeps the descriptor keeps the program
 attached; a child that calls execve does not, since all descriptors here are close-on-exec.
 
 *Native* mode runs the program in the driver, before the kernel makes a socket buffer of the frame,
@@ -26,8 +27,9 @@ from typing import Final, Literal, Self
 from guestwire.errors import HostError
 from guestwire.host import bpf
 from guestwire.host.capabilities import KernelVersion, kernel_version
-from guestwire.host.interface import AttachedProgram, Interface
+from guestwire.host.interface import Interface
 from guestwire.host.privileges import Capability, permission_error
+from guestwire.host.xdp_occupation import PROGRAM_NAME, occupied_error
 
 Mode = Literal["native", "generic"]
 
@@ -36,8 +38,6 @@ MINIMUM_KERNEL: Final = KernelVersion(5, 11)
 
 REQUIRED_CAPABILITIES: Final = frozenset({Capability.CAP_NET_ADMIN, Capability.CAP_BPF})
 """What loading an XDP program takes; CAP_SYS_ADMIN includes CAP_BPF."""
-
-_NAME: Final = b"guestwire"
 
 # linux/if_link.h
 _XDP_FLAGS: Final[dict[Mode, int]] = {"generic": 1 << 1, "native": 1 << 2}
@@ -58,6 +58,7 @@ class XdpProgram:
     """An XDP program on an interface, with a place for one AF_XDP socket for each receive queue.
 
     Attributes:
+        interface_index: the number of the interface.
         mode: ``native`` or ``generic``.
         mode_reason: why the mode is not ``native``; empty if it is.
         program_id: the kernel's number of the program, as ``ip link show`` prints it.
@@ -67,6 +68,7 @@ class XdpProgram:
     def __init__(
         self,
         *,
+        interface_index: int,
         mode: Mode,
         mode_reason: str,
         program_id: int,
@@ -75,6 +77,7 @@ class XdpProgram:
         program_fd: int,
         link_fd: int,
     ) -> None:
+        self.interface_index: Final = interface_index
         self.mode: Final = mode
         self.mode_reason: Final = mode_reason
         self.queues: Final = queues
@@ -114,6 +117,7 @@ class XdpProgram:
             os.close(map_fd)
             raise
         return cls(
+            interface_index=interface_index,
             mode=attached_as,
             mode_reason=reason,
             program_id=program_id,
@@ -122,6 +126,27 @@ class XdpProgram:
             program_fd=program_fd,
             link_fd=link_fd,
         )
+
+    @property
+    def attached(self) -> bool:
+        """Whether the program is still on the interface.
+
+        It is not when the interface has gone, or when somebody has detached the link (BPF_LINK_DETACH), which
+        the kernel tells nobody.
+        """
+        link_fd = self._descriptors[0]
+        return bpf.linked_interface(link_fd) == self.interface_index
+
+    def attach_again(self) -> None:
+        """Put the program back on the interface, in its mode, with the sockets that it has.
+
+        Raises:
+            HostError: the kernel refuses, above all because another program is there.
+        """
+        program_fd = self._descriptors[1]
+        _, _, link_fd = _attach_first(program_fd, self.interface_index, (self.mode,))
+        os.dup2(link_fd, self._descriptors[0], inheritable=False)
+        os.close(link_fd)
 
     def set_socket(self, queue: int, socket_fd: int) -> None:
         """Send the frames that arrive on a queue to an AF_XDP socket, bound already or later.
@@ -210,7 +235,9 @@ def _instructions(map_fd: int) -> bytes:
 def _load(queues: int, *, multi_buffer: bool) -> tuple[int, int]:
     """Make the map and load the program; returns their file descriptors."""
     try:
-        map_fd = bpf.create_map(bpf.MAP_TYPE_XSKMAP, key_bytes=4, value_bytes=4, entries=queues, name=_NAME)
+        map_fd = bpf.create_map(
+            bpf.MAP_TYPE_XSKMAP, key_bytes=4, value_bytes=4, entries=queues, name=PROGRAM_NAME
+        )
     except OSError as error:
         raise _load_error(error, "make a map of AF_XDP sockets", "") from error
     try:
@@ -219,7 +246,7 @@ def _load(queues: int, *, multi_buffer: bool) -> tuple[int, int]:
             program_type=bpf.PROGRAM_TYPE_XDP,
             attach_type=bpf.ATTACH_TYPE_XDP,
             flags=bpf.PROGRAM_FLAG_XDP_HAS_FRAGS if multi_buffer else 0,
-            name=_NAME,
+            name=PROGRAM_NAME,
         )
     except bpf.VerifierError as error:
         os.close(map_fd)
@@ -317,27 +344,3 @@ def peer_queues_remedy(interface: Interface) -> str:
     if peer.transmit_queues <= channels.maximum_receive:
         return f"ethtool -L {interface.name} rx {peer.transmit_queues}"
     return peer.command(f"ethtool -L {{name}} tx {interface.receive_queues}")
-
-
-def occupied_error(name: str, programs: tuple[AttachedProgram, ...]) -> HostError:
-    """The error that interface ``name`` has an XDP program already, with what is known of it."""
-    if not programs:
-        return HostError(
-            f"an interface above {name} (a bond, bridge or VLAN) has an XDP program already",
-            "ip link show | grep xdp",
-        )
-    program = programs[0]
-    program_name = bpf.program_name(program.id)
-    known_as = f" named {program_name!r}" if program_name else ""
-    message = f"interface {name} has an XDP program already: number {program.id}{known_as}, "
-    message += f"in {program.mode} mode"
-    if program_name == _NAME.decode():
-        return HostError(
-            f"{message}; another guestwire process serves this interface",
-            "stop that process (`bpftool link show` names it), or use another interface",
-        )
-    return HostError(
-        message,
-        f"ip link set dev {name} xdp off; if a BPF link holds it, stop the process that "
-        "`bpftool link show` names",
-    )

@@ -10,7 +10,8 @@ from guestwire.host.checks.busy_polling import check_busy_polling, probed_pollin
 from guestwire.host.checks.check import Check, Status
 from guestwire.host.interface import Interface
 from guestwire.host.steering import Steering, queue_names
-from guestwire.host.xdp_program import occupied_error, peer_queues_remedy
+from guestwire.host.xdp_occupation import occupied_error
+from guestwire.host.xdp_program import peer_queues_remedy
 
 _GENERIC_MODE = "the program runs in generic mode: slower, and large frames of software senders are lost"
 _XEN = "vif"  # xen-netfront: like a veth, but the other end is in another domain

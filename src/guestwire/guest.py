@@ -34,6 +34,7 @@ from guestwire.vhost_user.device import RingConfiguration
 from guestwire.vhost_user.memory import MemoryRegion
 from guestwire.virtio.features import Feature
 from guestwire.virtio.net_config import NetStatus
+from guestwire.worker import require_cpus
 
 USUAL_MTU = 1500  # of a driver that was not told
 
@@ -93,7 +94,9 @@ class Guest:
             GuestwireError: the port cannot be opened.
         """
         offer.require_queue_pairs(self.config, self.config.port, self.port)
+        require_cpus(self.config.cpus)
         self.port.open(self.config.queue_pairs)
+        self.port.configure()
         self.show_link()
         with host_refuses("make the counter file"):
             fd = os.open(self.counters_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -226,7 +229,8 @@ class Guest:
         except GuestwireError:
             # As it was before: the session tells the frontend, or ends.
             try:
-                self.pairs.move(old, port)
+                if self.window is not old:
+                    self.pairs.move(old, port)
             except GuestwireError as error:
                 self.state = f"failed: {error}"
                 self.log.error("cannot go on with the old memory either: %s; %s", error, error.remedy)

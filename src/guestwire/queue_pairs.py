@@ -161,11 +161,10 @@ class QueuePairs:
         """Let every pair at work go on in this window and on this port.
 
         Raises:
-            GuestwireError: some cannot. Those are at rest, with nothing lost, until the next `move`.
+            GuestwireError: some cannot. Those are at rest, with nothing lost, until the next `move`. Or
+                `prepare` says so: then `window` and `port` are what they were, and all are at work.
         """
-        if window is not None:
-            for pair in self._attached:
-                port.prepare(pair, window, self._queue_size(pair), self.features)
+        self.prepare(window, port)
         self.rest()
         self.window, self.port = window, port
         try:
@@ -175,6 +174,21 @@ class QueuePairs:
             port.forget()
             if window is not None:
                 window.pages.tidy()
+
+    def prepare(self, window: Window | None, port: Port) -> None:
+        """Do what takes long in a `move`, and can be done while the pairs are at work.
+
+        Raises:
+            GuestwireError: the `move` is certain to be refused.
+        """
+        if window is None:
+            return
+        try:
+            for pair in self._attached:
+                port.prepare(pair, window, self._queue_size(pair), self.features)
+        except BaseException:
+            port.forget()
+            raise
 
     def rest(self) -> None:
         """End the work of every pair, until the next `move`: no buffer is anybody's but the guest's."""

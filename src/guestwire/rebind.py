@@ -1,10 +1,12 @@
 """Binding a guest to another port while it runs: BIND and UNBIND in one step.
 
-The new port is opened first, which can take a second, while the old one still works. Then the link goes
-down, the queue pairs leave the old port with every buffer accounted for, and go on at the new one from the
-exact indexes; the link comes up. Where both ports need the same interface, the old one is closed first.
+The new port is opened first, which can take a second, while the old one still works; what both need, such as
+the interface, they share. All that can be known to be refused is refused then, and the guest notices nothing.
+Then the link goes down, the queue pairs leave the old port with every buffer accounted for, and go on at the
+new one from the exact indexes; the link comes up.
 
-Whatever goes wrong, the guest goes back to the old port. Only if that fails, too, has it none.
+What only the last step shows (a driver that does not bind a socket as it announced) makes the guest go back
+to the old port, after a moment without one. Only if that fails, too, has it none.
 """
 
 from __future__ import annotations
@@ -47,51 +49,45 @@ def rebind(guest: Guest, description: str, port: Port) -> float:
 def _rebind(guest: Guest, description: str, port: Port) -> float:
     old, before = guest.port, guest.config.port
     offer.require_queue_pairs(guest.config, description, port)
-    in_the_way = port.interface_index is not None and port.interface_index == old.interface_index
     try:
-        if not in_the_way:
-            port.open(guest.config.queue_pairs)
+        port.open(guest.config.queue_pairs, old)
         with guest.lock:
-            milliseconds = _switch(guest, description, port, in_the_way)
+            milliseconds = _switch(guest, description, port)
     except BaseException:
         port.close()
         raise
-    if not in_the_way:
-        old.close()
+    old.close()
     guest.log.info(
         "bound to port %s instead of %s, after %.1f ms without a port", description, before, milliseconds
     )
     return milliseconds
 
 
-def _switch(guest: Guest, description: str, port: Port, in_the_way: bool) -> float:
+def _switch(guest: Guest, description: str, port: Port) -> float:
     """Let the queue pairs go on at the port; the lock is held. Returns milliseconds."""
     pairs, old = guest.pairs, guest.port
     if guest.closed:
         raise HostError(f"guest {guest.config.name} is not served: {guest.state}", "guestwire status")
-    if not in_the_way:
-        offer.require_port(guest.config, description, port, guest.features, guest.mtu)
+    offer.require_port(guest.config, description, port, guest.features, guest.mtu)
     window, old_window, old_place = guest.window_for(port), pairs.window, pairs.port
     taken = old_window is not None and old_window.pages.lost
     if window is not None:
         window.pages.lost = False  # a new trial
-    start = time.monotonic()
-    guest.show_link(up=False)
     try:
-        if in_the_way:
+        pairs.prepare(window, port)
+        start = time.monotonic()
+        guest.show_link(up=False)
+        try:
             pairs.rest()
-            port.succeed(old)
-            old.close()
-            port.open(guest.config.queue_pairs)
-            offer.require_port(guest.config, description, port, guest.features, guest.mtu)
-        pairs.move(window, port)
-    except Exception as error:
-        pairs.rest()
-        if in_the_way:
-            port.close()
-        if old_window is not None:
-            old_window.pages.lost = taken
-        _go_back(guest, old_window, old_place, in_the_way, error)
+            port.configure(old)
+            pairs.move(window, port)
+        except Exception as error:
+            pairs.rest()
+            _restore(old_window, taken)
+            _go_back(guest, port, old_window, old_place, error)
+            raise
+    except BaseException:
+        _restore(old_window, taken)
         _close(window, unless=old_window)
         raise
     milliseconds = 1000 * (time.monotonic() - start)
@@ -100,17 +96,23 @@ def _switch(guest: Guest, description: str, port: Port, in_the_way: bool) -> flo
     return milliseconds
 
 
-def _go_back(guest: Guest, window: Window | None, place: Port, closed: bool, reason: Exception) -> None:
+def _go_back(guest: Guest, port: Port, window: Window | None, place: Port, reason: Exception) -> None:
     """Let the queue pairs go on where they were."""
     try:
-        if closed and guest.lost is None:
-            guest.port.open(guest.config.queue_pairs)
+        if guest.lost is None:
+            guest.port.configure(port)
         guest.pairs.move(window, place)
     except Exception as error:
         guest.pairs.window = window
         guest.lose_port(f"{reason}; nor can it go back to port {guest.config.port}: {error}")
     else:
         guest.show_link()
+
+
+def _restore(window: Window | None, taken: bool) -> None:
+    """Remember of the guest's memory what was known before it was tried anew."""
+    if window is not None:
+        window.pages.lost = taken
 
 
 def _close(window: Window | None, unless: Window | None) -> None:

@@ -12,9 +12,11 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from guestwire.datapath.queue_pair import QueuePair
 from guestwire.datapath.worker import WorkLoop
+from guestwire.errors import HostError
 
 IMPATIENCE_SECONDS = 0.001  # with one that was blocked before
 PATIENCE_SECONDS = 0.5  # a worker takes a change over sooner by itself, unless something blocks it
@@ -26,6 +28,36 @@ log = logging.getLogger(__name__)
 def allow_interrupts() -> None:
     """Let workers be interrupted in a system call. To be called in the main thread."""
     signal.signal(INTERRUPT, lambda _number, _frame: None)
+
+
+def require_cpus(cpus: Sequence[int]) -> None:
+    """Make sure that workers can run on these CPUs.
+
+    Raises:
+        HostError: on one of them this process may not run, or it does not exist.
+    """
+
+    def refused() -> list[int]:
+        # Who may run where, the kernel knows alone: it is asked by a thread whose CPUs are nobody else's.
+        return [cpu for cpu in sorted(set(cpus)) if not _run_on(cpu)]
+
+    if not cpus:
+        return
+    with ThreadPoolExecutor(1) as thread:
+        missing = thread.submit(refused).result()
+    if missing:
+        raise HostError(
+            f"cpus: this process cannot run on CPU {', '.join(map(str, missing))}",
+            "lscpu --extended shows which there are; systemd (AllowedCPUs=) and containers allow fewer",
+        )
+
+
+def _run_on(cpu: int) -> bool:
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except OSError:
+        return False
+    return True
 
 
 class Worker:

@@ -222,3 +222,11 @@ def test_a_process_whose_guests_have_all_failed_fails(tmp_path: Path) -> None:
         processes.stop(backend.process)
     assert re.search(r"^guestwire: .* exists and is not a socket", backend.text(), re.MULTILINE)
     assert "Traceback" not in backend.text()
+
+
+def test_a_cpu_that_does_not_exist(tmp_path: Path) -> None:
+    code, error, remedy = refused(tmp_path, *echo_on(tmp_path / "guest.sock"), "--cpus", "0,8000,8001")
+    assert code == HOST
+    assert error == "cpus: this process cannot run on CPU 8000, 8001"
+    assert remedy.startswith("lscpu --extended")
+    assert not (tmp_path / "guest.sock").exists()

@@ -24,6 +24,7 @@ from guestwire.sizes import format_size
 from guestwire.testing import BackendError, FakeGuest, FrameStream, SharedMemory, Wire
 from guestwire.testing.frame_stream import ETHERTYPE
 from guestwire.testing.namespaces import Namespace
+from net.queues import held_queue
 
 pytestmark = pytest.mark.root
 
@@ -89,6 +90,23 @@ def test_a_queue_that_is_missing(wire: Wire, tmp_path: Path) -> None:
     assert programs(wire) == ()
 
 
+def test_a_mode_that_the_driver_lacks(wire: Wire, tmp_path: Path) -> None:
+    code, error, remedy = refused(wire.near, tmp_path, f"xdp:{wire.interface},mode=zero-copy")
+    assert code == HOST
+    assert error == f"interface {wire.interface} cannot do mode=zero-copy: driver veth does not offer it"
+    assert remedy.startswith("use mode=direct")
+    assert programs(wire) == ()
+
+
+def test_a_queue_that_another_program_holds(wire: Wire, tmp_path: Path) -> None:
+    with held_queue(wire, 0):
+        code, error, remedy = refused(wire.near, tmp_path, f"xdp:{wire.interface}")
+    assert code == HOST
+    assert error == f"interface {wire.interface} queue 0 is in use by another AF_XDP socket"
+    assert "ss --xdp -p" in remedy
+    assert programs(wire) == ()
+
+
 def test_the_default_route_is_not_cut(wire: Wire, tmp_path: Path) -> None:
     for command in (f"ip addr add 192.0.2.2/24 dev {wire.interface}", "ip route add default via 192.0.2.1"):
         assert wire.near.run(command.split()).returncode == 0
@@ -109,11 +127,12 @@ def test_frames_that_are_too_large(tmp_path: Path) -> None:
 def test_an_interface_that_another_process_serves(wire: Wire, tmp_path: Path) -> None:
     port = f"xdp:{wire.interface}"
     (tmp_path / "second").mkdir()
-    with Backend(tmp_path, port, namespace=wire.near.name):
+    with Backend(tmp_path, port, namespace=wire.near.name) as backend:
         code, error, remedy = refused(wire.near, tmp_path / "second", port)
         assert code == HOST
-        assert "another guestwire process serves this interface" in error
-        assert remedy.startswith("stop that process")
+        assert f"process {backend.pid} (" in error
+        assert ") serves guests with it" in error
+        assert remedy.startswith("have that process serve this guest as well")
         assert len(programs(wire)) == 1
 
 

@@ -12,7 +12,7 @@ from guestwire.config import GuestConfig
 from guestwire.datapath.window import Window
 from guestwire.errors import GuestwireError, HostError
 from guestwire.guest import Guest
-from guestwire.ports.base import PortStatus
+from guestwire.ports.base import Port, PortStatus
 from guestwire.ports.simple import SimplePort
 from guestwire.rebind import rebind
 from guestwire.testing import SharedMemory
@@ -27,7 +27,7 @@ MAC = bytes.fromhex("020000000099")
 
 
 class Interface:
-    """What two ports may share: one of them has it open, or none."""
+    """What two ports may share: it is as one of them has configured it, or as nobody has."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -47,6 +47,7 @@ class FakePort(SimplePort):
         self.announced: list[bytes] = []
         self.next_mtu = mtu
         self.opened = False
+        self.left: list[object] = []
         self.link_up = True
         self.gone = False
 
@@ -58,15 +59,24 @@ class FakePort(SimplePort):
         if step in self.refuses:
             raise HostError(f"no {step} today", "come back tomorrow")
 
-    def open(self, queue_pairs: int) -> None:
+    def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
         self._may("open")
-        if self.interface:
-            assert self.interface.holder is None, "the interface is taken"
-            self.interface.holder = self
+        self.left.append(leaving)
         self.opened = True
+
+    def configure(self, leaving: Port | None = None) -> None:
+        assert self.opened
+        assert not isinstance(leaving, FakePort) or leaving.attached == {}
+        self._may("configure")
+        if self.interface:
+            self.interface.holder = self
+
+    def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
+        self._may("prepare")
 
     def attach(self, pair: int, window: Window, queue_size: int, features: Feature) -> object:
         assert self.opened
+        assert self.interface is None or self.interface.holder is self
         self._may("attach")
         self.attached[pair] = window
         return super().attach(pair, window, queue_size, features)
@@ -191,9 +201,10 @@ def test_a_guest_that_does_not_run_goes_over(tmp_path: Path) -> None:
     assert not second.opened
 
 
-def test_the_interface_that_both_need_is_given_back_first(world: World, interface: Interface) -> None:
+def test_the_interface_that_both_need_is_shared(world: World, interface: Interface) -> None:
     port = FakePort(interface)
     rebind(world.guest, "first,mode=bounce", port)
+    assert port.left == [world.port]
     assert interface.holder is port
     assert list(port.attached) == [0]
     assert world.links() == [False, True]
@@ -207,7 +218,7 @@ def test_other_bounce_frames_need_another_window(world: World) -> None:
     assert world.guest.window.guest_bytes == 2 * MIB
 
 
-@pytest.mark.parametrize("step", ["open", "attach"])
+@pytest.mark.parametrize("step", ["open", "prepare", "configure", "attach"])
 @pytest.mark.parametrize("bounce_frames", [0, 4])
 def test_a_new_port_that_refuses(world: World, step: str, bounce_frames: int) -> None:
     port = FakePort(Interface(2), bounce_frames=bounce_frames)
@@ -218,10 +229,10 @@ def test_a_new_port_that_refuses(world: World, step: str, bounce_frames: int) ->
     assert world.is_as_it_was()
     assert not port.opened
     assert world.guest.window is window
-    assert world.links() == ([] if step == "open" else [False, True])
+    assert world.links() == ([] if step in {"open", "prepare"} else [False, True])
 
 
-@pytest.mark.parametrize("step", ["open", "attach"])
+@pytest.mark.parametrize("step", ["open", "prepare", "configure", "attach"])
 def test_a_new_port_on_the_same_interface_that_refuses(world: World, interface: Interface, step: str) -> None:
     port = FakePort(interface)
     port.refuses = {step}
@@ -285,11 +296,11 @@ def test_no_way_back(world: World) -> None:
 
 def test_no_way_back_to_an_interface(world: World, interface: Interface) -> None:
     port = FakePort(interface)
-    port.refuses = {"open"}
-    world.port.refuses = {"open"}
-    with pytest.raises(HostError, match="no open today"):
+    port.refuses = {"configure"}
+    world.port.refuses = {"configure"}
+    with pytest.raises(HostError, match="no configure today"):
         rebind(world.guest, "second", port)
-    assert "nor can it go back to port first: no open today" in world.guest.state
+    assert "nor can it go back to port first: no configure today" in world.guest.state
     again = FakePort(interface)
     rebind(world.guest, "first", again)
     assert list(again.attached) == [0]
@@ -298,10 +309,10 @@ def test_no_way_back_to_an_interface(world: World, interface: Interface) -> None
 
 def test_one_at_a_time(world: World) -> None:
     class Slow(FakePort):
-        def open(self, queue_pairs: int) -> None:
+        def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
             with pytest.raises(HostError, match="vm1 is just being bound to another port"):
                 rebind(world.guest, "third", FakePort())
-            super().open(queue_pairs)
+            super().open(queue_pairs, leaving)
 
     port = Slow()
     rebind(world.guest, "second", port)

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import itertools
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ class FlowSteering:
         self._rule: FlowRule | None = None
         with _changing:
             steering = Steering.read(interface)
-            self._require_possible(steering)
+            _require_possible(interface, steering, queues, self.mac)
             try:
                 self._empty_table(steering)
                 self._insert_rule(steering)
@@ -69,6 +70,11 @@ class FlowSteering:
             except BaseException:
                 self._undo()
                 raise
+
+    @property
+    def rule(self) -> FlowRule | None:
+        """The flow rule that was made here, if one was."""
+        return self._rule
 
     def close(self) -> None:
         """Undo what was changed; what cannot be undone is logged.  May be called again."""
@@ -103,26 +109,6 @@ class FlowSteering:
             if replaced:
                 self._restore_table(name, replaced)
 
-    def _require_possible(self, steering: Steering) -> None:
-        name, remedy = self.interface.name, steering.remedy(self.queues, self.mac)
-        if steering.indirection_table is None:
-            raise HostError(f"interface {name} cannot be steered: its driver shows no RSS table", remedy)
-        if steering.rules is None:
-            raise HostError(f"interface {name} cannot be steered: its driver has no flow rules", remedy)
-        if UNHASHED_QUEUE in self.queues:
-            raise HostError(
-                f"interface {name}: queue {UNHASHED_QUEUE} cannot be kept to one guest: "
-                "frames that RSS cannot hash, such as ARP, land there",
-                f"use a queue from 1 on (,queue=1); ethtool -l {name} shows how many there can be",
-            )
-        for rule in steering.rules:
-            if rule.mac == self.mac and not (rule.queues and rule.queues <= frozenset(self.queues)):
-                where = queue_names(rule.queues) if rule.queues else "somewhere else"
-                raise HostError(
-                    f"interface {name}: flow rule {rule.location} leads frames for {self.mac} to {where}",
-                    f"ethtool -N {name} delete {rule.location}",
-                )
-
     def _empty_table(self, steering: Steering) -> None:
         """Take the queues out of the indirection table; other entries stay as they are."""
         table = steering.indirection_table
@@ -133,7 +119,9 @@ class FlowSteering:
         if not replaced:
             return
         changed = [replaced[slot][1] if slot in replaced else queue for slot, queue in enumerate(table)]
-        with self._explaining(steering, f"take {queue_names(self.queues)} out of the RSS table"):
+        with _explaining(
+            steering, self.queues, self.mac, f"take {queue_names(self.queues)} out of the RSS table"
+        ):
             flow_rules.set_indirection_table(self.interface.name, changed)
         self._replaced = replaced
 
@@ -158,7 +146,8 @@ class FlowSteering:
         if any(rule.mac == self.mac for rule in steering.rules or ()):
             return
         queue = self.queues.start
-        with self._explaining(steering, f"add a flow rule that leads {self.mac} to queue {queue}"):
+        action = f"add a flow rule that leads {self.mac} to queue {queue}"
+        with _explaining(steering, self.queues, self.mac, action):
             self._rule = flow_rules.insert_mac_rule(self.interface.name, self.mac, queue)
 
     def _verify(self) -> None:
@@ -169,28 +158,6 @@ class FlowSteering:
                 f"to one guest: {why}",
                 steering.remedy(self.queues, self.mac),
             )
-
-    @contextlib.contextmanager
-    def _explaining(self, steering: Steering, action: str) -> Iterator[None]:
-        name = self.interface.name
-        try:
-            yield
-        except OSError as error:
-            if error.errno == errno.EPERM:
-                raise permission_error(f"steering interface {name}", {Capability.CAP_NET_ADMIN}) from error
-            remedy = f"ethtool -n {name}; dmesg | tail"
-            if error.errno == errno.EOPNOTSUPP:
-                remedy = self._other_remedy(steering)
-            raise HostError(
-                f"interface {name}: its driver did not {action}: {error.strerror}", remedy
-            ) from error
-
-    def _other_remedy(self, steering: Steering) -> str:
-        """What to do about a driver that shows its flow rules and takes none."""
-        feature = ethtool.feature(steering.interface, FLOW_RULES_FEATURE)
-        if feature and feature.changeable and not feature.active:
-            return f"ethtool -K {steering.interface} ntuple on"
-        return dataclasses.replace(steering, rules=None).remedy(self.queues, self.mac)
 
     @contextlib.contextmanager
     def _logging_failure(self, remedy: str) -> Iterator[None]:
@@ -207,3 +174,75 @@ def _unicast(mac: str) -> str:
             f"{mac!r} is not the address of one network device", "use one such as 52:54:00:12:34:56"
         )
     return mac.lower()
+
+
+def require_steerable(
+    interface: Interface, queues: range, mac: str, present: FlowSteering | None = None
+) -> None:
+    """Make sure, while nobody's frames are led elsewhere, that `FlowSteering` will not be refused.
+
+    Args:
+        interface: which one.
+        queues: the guest's receive queues.
+        mac: the guest's address.
+        present: one that is closed before, if any.
+
+    Raises:
+        GuestwireError: it would be.
+    """
+    mac, steering = _unicast(mac), Steering.read(interface)
+    _require_possible(interface, steering, queues, mac, present)
+    if any(rule.mac == mac for rule in steering.rules or ()):
+        return
+    # Whether the driver takes rules at all shows when it gets one: it is for an address that nobody has.
+    nobody = bytes([0x02, *os.urandom(5)]).hex(":")
+    with _explaining(steering, queues, mac, f"add a flow rule that leads {mac} to queue {queues.start}"):
+        rule = flow_rules.insert_mac_rule(interface.name, nobody, queues.start)
+        flow_rules.delete_rule(interface.name, rule.location)
+
+
+@contextlib.contextmanager
+def _explaining(steering: Steering, queues: range, mac: str, action: str) -> Iterator[None]:
+    name = steering.interface
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise permission_error(f"steering interface {name}", {Capability.CAP_NET_ADMIN}) from error
+        remedy = f"ethtool -n {name}; dmesg | tail"
+        if error.errno == errno.EOPNOTSUPP:
+            remedy = _other_remedy(steering, queues, mac)
+        raise HostError(f"interface {name}: its driver did not {action}: {error.strerror}", remedy) from error
+
+
+def _other_remedy(steering: Steering, queues: range, mac: str) -> str:
+    """What to do about a driver that shows its flow rules and takes none."""
+    feature = ethtool.feature(steering.interface, FLOW_RULES_FEATURE)
+    if feature and feature.changeable and not feature.active:
+        return f"ethtool -K {steering.interface} ntuple on"
+    return dataclasses.replace(steering, rules=None).remedy(queues, mac)
+
+
+def _require_possible(
+    interface: Interface, steering: Steering, queues: range, mac: str, present: FlowSteering | None = None
+) -> None:
+    name, remedy = interface.name, steering.remedy(queues, mac)
+    if steering.indirection_table is None:
+        raise HostError(f"interface {name} cannot be steered: its driver shows no RSS table", remedy)
+    if steering.rules is None:
+        raise HostError(f"interface {name} cannot be steered: its driver has no flow rules", remedy)
+    if UNHASHED_QUEUE in queues:
+        raise HostError(
+            f"interface {name}: queue {UNHASHED_QUEUE} cannot be kept to one guest: "
+            "frames that RSS cannot hash, such as ARP, land there",
+            f"use a queue from 1 on (,queue=1); ethtool -l {name} shows how many there can be",
+        )
+    for rule in steering.rules:
+        if present is not None and rule == present.rule:
+            continue
+        if rule.mac == mac and not (rule.queues and rule.queues <= frozenset(queues)):
+            where = queue_names(rule.queues) if rule.queues else "somewhere else"
+            raise HostError(
+                f"interface {name}: flow rule {rule.location} leads frames for {mac} to {where}",
+                f"ethtool -n {name} shows it; if it is nobody's, ethtool -N {name} delete {rule.location}",
+            )

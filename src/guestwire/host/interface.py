@@ -213,10 +213,20 @@ class Interface:
         count = self.receive_queues
         last = "only queue 0" if count == 1 else f"queues 0 to {count - 1}"
         message = f"interface {self.name} has no receive queue {queue}: it has {last}"
-        maximum = self.channels.maximum_receive if self.channels else count
-        if self.channels is None or not 0 <= queue < maximum:
-            raise HostError(f"{message}, and its driver allows no more", f"ethtool -l {self.name}")
-        raise HostError(message, f"ethtool -L {self.name} {self.channels.setting} {queue + 1}")
+        if not 0 <= queue < self.most_queues:
+            message += ", and its driver allows no more"
+        raise HostError(message, self.queues_remedy(queue + 1))
+
+    @property
+    def most_queues(self) -> int:
+        """How many receive queues it could have."""
+        return max(self.receive_queues, self.channels.maximum_receive if self.channels else 0)
+
+    def queues_remedy(self, count: int) -> str:
+        """Say what to type for `count` receive queues."""
+        if self.channels is None or not 0 < count <= self.most_queues:
+            return f"ethtool -l {self.name}"
+        return f"ethtool -L {self.name} {self.channels.setting} {count}"
 
 
 def attached_programs(index: int) -> tuple[AttachedProgram, ...]:

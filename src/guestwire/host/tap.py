@@ -11,6 +11,7 @@ import contextlib
 import enum
 import errno
 import fcntl
+import functools
 import os
 import socket
 import struct
@@ -175,19 +176,31 @@ class TapInterface:
             mtu: int = _NUMBER.unpack_from(self._ask(_SIOCGIFMTU, neighbour))[0]
             return mtu
 
-    def join(self, bridge: str) -> None:
-        """Add it to a bridge in its namespace, unless it is there already."""
+    def require_joinable(self, bridge: str) -> int:
+        """Make sure that it can be added to a bridge in its namespace, or is there; return its number."""
         what = f"adding TAP interface {self.name} to bridge {bridge}"
         with _refused(what, f"ip link add {bridge} type bridge; ip link set {bridge} up"):
             (bridge_index,) = _NUMBER.unpack_from(self._ask(_SIOCGIFINDEX, bridge))
-            if bridge_index == self._bridge_index:
-                return
-            if self._bridge_index is not None:
-                raise HostError(
-                    f"{what} is refused: it belongs to another one", f"ip link set {self.name} nomaster"
-                )
+            try:
+                self._ask(_SIOCBRADDIF, bridge, _NUMBER.pack(0))
+            except OSError as error:
+                # So says a bridge of an interface that does not exist, once it knows that we may ask.
+                if error.errno != errno.EINVAL:
+                    raise
+        if self._bridge_index not in {None, bridge_index}:
+            raise HostError(
+                f"{what} is refused: it belongs to another one", f"ip link set {self.name} nomaster"
+            )
+        return int(bridge_index)
+
+    def join(self, bridge: str) -> None:
+        """Add it to a bridge in its namespace, unless it is there already."""
+        bridge_index = self.require_joinable(bridge)
+        if bridge_index == self._bridge_index:
+            return
+        with _refused(f"adding TAP interface {self.name} to bridge {bridge}", f"ip link show {bridge}"):
             self._ask(_SIOCBRADDIF, bridge, _NUMBER.pack(self.index))
-            self._bridge_index = bridge_index
+        self._bridge_index = bridge_index
 
     def set_header_size(self, size: int) -> None:
         """Let a virtio_net_hdr have 10 or 12 bytes, on all queues."""
@@ -199,8 +212,9 @@ class TapInterface:
         with _refused(f"offloads {offloads!r} on TAP interface {self.name}"):
             fcntl.ioctl(self.queues[0], _TUNSETOFFLOAD, int(offloads))
 
+    @functools.cached_property
     def supported_offloads(self) -> Offload:
-        """Find out, by trying, what the kernel knows; afterwards all offloads are off."""
+        """What the kernel knows. It is found out by trying, once; afterwards all offloads are off."""
         supported = Offload(0)
         for offloads in (SEGMENTATION, SEGMENTATION | UDP_SEGMENTATION):
             try:

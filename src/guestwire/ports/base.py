@@ -81,20 +81,36 @@ class Port(Protocol):
     def gone(self) -> bool:
         """Whether the interface that was opened is no more. It does not come back, also not by its name."""
 
-    def open(self, queue_pairs: int) -> None:
-        """Get hold of what the port is made of.
+    def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
+        """Get hold of what the port is made of, and refuse now whatever can be known to be refused later.
+
+        Args:
+            queue_pairs: of the guest.
+            leaving: the guest's present port, which it leaves for this one, and stays with if this one is
+                refused. It is at work: what both need they share, and nothing of it is changed.
 
         Raises:
             GuestwireError: it is not there, is in use, or may not be used.
         """
 
-    def succeed(self, port: Port) -> None:
-        """Before `open`: take over from a port on the same interface, which is closed next, what can stay."""
+    def configure(self, leaving: Port | None = None) -> None:
+        """Change what the port is made of as its options say; after `open`, before `attach`.
+
+        Args:
+            leaving: the port that had what both share, open and at rest. It may have it back: then this is
+                called the other way around.
+
+        Raises:
+            GuestwireError: the machine refuses.
+        """
 
     def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Do now what takes long in attaching a queue pair: it is to be attached so next, and still works.
 
         It may work on this port or on another. What cannot be done beforehand is left to `attach`.
+
+        Raises:
+            GuestwireError: `attach` is certain to be refused.
         """
 
     def forget(self) -> None:

@@ -54,6 +54,13 @@ class PinnedBudget:
         with self._lock:
             return self._held.get(guest, 0)
 
+    def most(self, guest: str) -> int | None:
+        """Return the most bytes that a guest could hold now, if it held nothing; None for any amount."""
+        with self._lock:
+            others = sum(held for name, held in self._held.items() if name != guest)
+            rest = None if self._limit is None else max(0, self._limit - others)
+        return min((limit for limit in (rest, self._guests.get(guest)) if limit is not None), default=None)
+
     def reserve(self, guest: str, amount: int) -> Refusal | None:
         """Take `amount` bytes for one registration; on a refusal nothing is taken."""
         with self._lock:
@@ -120,6 +127,11 @@ class GuestBudget:
     def limit(self) -> int | None:
         """The most bytes that the guest can ever hold; None for any amount."""
         return self._budget.limit(self._guest)
+
+    @property
+    def most(self) -> int | None:
+        """The most bytes that the guest could hold now, if it held nothing; None for any amount."""
+        return self._budget.most(self._guest)
 
     @property
     def held(self) -> int:

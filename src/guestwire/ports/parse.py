@@ -31,7 +31,7 @@ _LEAST_AGEING_SECONDS, _MOST_AGEING_SECONDS = 10, 1_000_000  # IEEE 802.1Q
 _MOST_WAIT_US = 1_000_000
 
 
-def _xdp(arguments: str, budget: GuestBudget | None) -> XdpControl:
+def _xdp(arguments: str, budget: GuestBudget | None, guest: str) -> XdpControl:
     interface, *options = arguments.split(",")
     if not interface:
         raise ConfigurationError("port xdp: which interface?", f"use {SYNTAX}")
@@ -42,7 +42,7 @@ def _xdp(arguments: str, budget: GuestBudget | None) -> XdpControl:
             "change afterwards",
             "use headers=copied, or leave headers out",
         )
-    return XdpControl(interface, XdpOptions(**chosen), budget=budget)
+    return XdpControl(interface, XdpOptions(**chosen), budget=budget, guest=guest)
 
 
 def _tap(arguments: str) -> TapControl:
@@ -172,7 +172,7 @@ def parse_port(description: str, budget: GuestBudget | None = None, guest: str =
     if kind in {"echo", "null"} and not arguments:
         return SimplePort(kind)
     if kind == "xdp":
-        return _xdp(arguments, budget)
+        return _xdp(arguments, budget, guest)
     if kind == "tap":
         return _tap(arguments)
     if kind == "wire":

@@ -182,10 +182,7 @@ class Registration:
                 "use mode=bounce, or a smaller guest",
             )
         if error.errno == errno.EBUSY:
-            return QueueBusyError(
-                f"{what} is in use by another AF_XDP socket",
-                "use another queue (,queue=N) or stop the program that holds it: ss --xdp -p",
-            )
+            return queue_busy(self._interface, self._queue)
         return HostError(
             f"{what}: the kernel refuses {self.plan.mode} mode at {error.step}: {error.strerror}",
             f"guestwire doctor {self._interface}",
@@ -194,3 +191,11 @@ class Registration:
 
 class QueueBusyError(HostError):
     """Somebody else has the queue: no other mode would help."""
+
+
+def queue_busy(interface: str, queue: int) -> QueueBusyError:
+    """Say that a queue has a socket of somebody else's."""
+    return QueueBusyError(
+        f"interface {interface} queue {queue} is in use by another AF_XDP socket",
+        "use another queue (,queue=N), or find out whose it is: ss --xdp -p",
+    )

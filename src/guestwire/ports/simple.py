@@ -51,14 +51,14 @@ class SimplePort:
         # What comes back from an echo is what its guest sent.
         self.offloads = SENT_OFFLOADS | RECEIVED_OFFLOADS if kind == "echo" else SENT_OFFLOADS
 
-    def open(self, queue_pairs: int) -> None:
+    def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
         """Nothing to open."""
+
+    def configure(self, leaving: Port | None = None) -> None:
+        """Nothing to change."""
 
     def forget(self) -> None:
         """Nothing is prepared."""
-
-    def succeed(self, port: Port) -> None:
-        """There is nothing to take over."""
 
     def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Nothing takes long."""
@@ -120,7 +120,7 @@ class PcapControl:
         self._sink_fd = -1
         self._port: PcapPort | None = None
 
-    def open(self, queue_pairs: int) -> None:
+    def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
         """Read the input and create the output."""
         if self.source:
             try:
@@ -146,11 +146,11 @@ class PcapControl:
                     f"ls -ld {Path(self.sink).parent}",
                 ) from error
 
+    def configure(self, leaving: Port | None = None) -> None:
+        """Nothing to change."""
+
     def forget(self) -> None:
         """Nothing is prepared."""
-
-    def succeed(self, port: Port) -> None:
-        """There is nothing to take over."""
 
     def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Nothing takes long."""

@@ -118,39 +118,61 @@ class TapControl:
     in_order = True
 
     def __init__(self, interface: str, options: TapOptions | None = None) -> None:
-        self.name = interface
+        self.name = self.asked_name = interface
         self.options = options = options or TapOptions()
         self.max_queue_pairs = len(options.fds) or MOST_QUEUE_PAIRS
         self.mtu = options.mtu or USUAL_MTU
         self.offloads = Feature(0)
         self._interface: TapInterface | None = None
+        self._owner = False  # of the interface, which a port that the guest leaves for this one may share
+        self._next_mtu: int | None = None
         self._up = False
         self._gone = False
         self._attached: dict[int, TapPort] = {}
 
     # --- the port's life -----------------------------------------------------------------------------
 
-    def open(self, queue_pairs: int) -> None:
-        """Open or make the interface, and give it what the options say.
+    def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
+        """Open or make the interface, or share it with the port that the guest leaves.
 
         Raises:
             GuestwireError: it is of another kind, in use, or otherwise made; or the machine refuses.
         """
-        interface = self._interface or self._take(queue_pairs)
-        self._interface, self._gone = interface, False
-        try:
-            self._configure(interface)
-        except BaseException:
-            self.close()
-            raise
-        log.info(
-            "%s TAP interface %s, offloads: %s",
-            "made" if interface.created else "opened",
-            self.name,
-            ", ".join(names(self.offloads)) or "none",
-        )
-        if not self.link_up:
-            log.warning("TAP interface %s is down; ip link set dev %s up", self.name, self.name)
+        interface = self._of(leaving)
+        self._owner = interface is None
+        self._interface = interface = interface or self._take(queue_pairs)
+        self._gone, self.name = False, interface.name
+        if self._owner:
+            for queue in range(len(interface.queues)):
+                interface.detach_queue(queue)
+            log.info("%s TAP interface %s", "made" if interface.created else "opened", self.name)
+        self.offloads = features_of(interface.supported_offloads) if self.options.offloads else Feature(0)
+        self.refresh()
+        if self._gone:
+            raise HostError(f"TAP interface {self.name} is gone already", "ip -brief link")
+        self._foresee(interface)
+
+    def _of(self, leaving: Port | None) -> TapInterface | None:
+        """Return the interface of another port of the guest, if this one means the same."""
+        if not isinstance(leaving, TapControl) or leaving._interface is None:
+            return None
+        mine, other = self.options, leaving.options
+        same = self.name in {leaving.name, leaving.asked_name} if not mine.fds else mine.fds == other.fds
+        alive = same and mine.netns == other.netns and leaving._interface.look() is not None
+        return leaving._interface if alive else None
+
+    def _foresee(self, interface: TapInterface) -> None:
+        """Look whether `configure` will be refused, and which MTU it will set."""
+        bridge, mtu = self.options.bridge, self.options.mtu
+        if bridge is not None:
+            interface.require_joinable(bridge)
+            if mtu is None and interface.created:
+                # A bridge takes the smallest MTU of its members.
+                mtu = interface.mtu_of(bridge)
+        if mtu is not None:
+            interface.set_mtu(interface.mtu_of(self.name))  # changes nothing, but asks whether we may
+            self.mtu = mtu
+        self._next_mtu = mtu
 
     def _take(self, queue_pairs: int) -> TapInterface:
         fds = self.options.fds
@@ -163,41 +185,34 @@ class TapControl:
             )
         return adopt_tap(fds)
 
-    def _configure(self, interface: TapInterface) -> None:
-        options, self.name = self.options, interface.name
-        for queue in range(len(interface.queues)):
-            interface.detach_queue(queue)
-        supported = interface.supported_offloads()
-        self.offloads = features_of(supported) if options.offloads else Feature(0)
-        if options.mtu is not None:
-            interface.set_mtu(options.mtu)
-        elif options.bridge is not None and interface.created:
-            # A bridge takes the smallest MTU of its members.
-            interface.set_mtu(interface.mtu_of(options.bridge))
-        if options.bridge is not None:
-            interface.join(options.bridge)
+    def configure(self, leaving: Port | None = None) -> None:
+        """Give the interface what the options say.
+
+        Raises:
+            GuestwireError: the machine refuses.
+        """
+        interface = self._interface
+        assert interface is not None
+        if isinstance(leaving, TapControl) and leaving._interface is interface:
+            self._owner, leaving._owner = True, False
+        if self._next_mtu is not None:
+            interface.set_mtu(self._next_mtu)
+        if self.options.bridge is not None:
+            interface.join(self.options.bridge)
         if interface.created:
             interface.set_up()
         self.refresh()
-        if self._gone:
-            raise HostError(f"TAP interface {self.name} is gone already", "ip -brief link")
-
-    def succeed(self, port: Port) -> None:
-        """Take over the open queues: an interface that was made for the other port would go with them."""
-        if (
-            isinstance(port, TapControl)
-            and port.interface_index == self.interface_index
-            and port.options.fds == self.options.fds
-        ):
-            self._interface, port._interface = port._interface, None
+        log.info("TAP interface %s, offloads: %s", self.name, ", ".join(names(self.offloads)) or "none")
+        if not self.link_up:
+            log.warning("TAP interface %s is down; ip link set dev %s up", self.name, self.name)
 
     def close(self) -> None:
         """Close the queues; an interface that was made here goes with them."""
         for pair in list(self._attached):
             self.detach(pair)
-        if self._interface is not None:
+        if self._interface is not None and self._owner:
             self._interface.close()
-            self._interface = None
+        self._interface = None
 
     # --- a queue pair's attachment -------------------------------------------------------------------
 
@@ -258,6 +273,11 @@ class TapControl:
         if self._interface is not None and not self._interface.ours:
             note = "in another network namespace: its link and its MTU are not followed"
         return PortStatus("tap", self.name or None, mode_reason=note)
+
+    def takes_along(self, interface_index: int) -> bool:
+        """Whether an interface goes when this port is closed, because it was made here."""
+        interface = self._interface
+        return interface is not None and interface.created and interface_index == self.interface_index
 
     @property
     def interface_index(self) -> int | None:

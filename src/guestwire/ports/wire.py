@@ -109,7 +109,7 @@ class WireControl:
         self._member = -1
         self._attached: dict[int, WirePort] = {}
 
-    def open(self, queue_pairs: int) -> None:
+    def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
         """Become a member.
 
         Raises:
@@ -124,8 +124,8 @@ class WireControl:
         others = _networks.others(self._network, self._member)
         return f"with {', '.join(others)}" if others else ALONE
 
-    def succeed(self, port: Port) -> None:
-        """There is nothing to take over."""
+    def configure(self, leaving: Port | None = None) -> None:
+        """Nothing to change."""
 
     def prepare(self, pair: int, window: Window, queue_size: int, features: Feature) -> None:
         """Nothing takes long."""

@@ -1,8 +1,8 @@
 """The xdp port: a network interface whose queues are AF_XDP sockets on the guest's memory.
 
-The interface is taken when the port opens: the XDP program stays attached for the port's life, because
-attaching resets some NICs for a second. A queue's socket lives as long as a guest's rings run on its memory;
-between times the frames go to the host's own network stack.
+The interface is taken when the port opens. The XDP program, which guests of this process share, stays
+attached for the port's life, because attaching resets some NICs for a second. A queue's socket lives as long
+as a guest's rings run on its memory; between times the frames go to the host's own network stack.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
+import os
 import time
 from socket import if_indextoname, if_nametoindex
 
@@ -20,7 +21,7 @@ from guestwire.datapath.xdp import XdpPort
 from guestwire.errors import GuestwireError, HostError
 from guestwire.host.address_filter import AddressFilter
 from guestwire.host.announce import send_rarp
-from guestwire.host.capabilities import AfXdpSupport, af_xdp_support
+from guestwire.host.capabilities import AfXdpSupport, HostCapabilities, af_xdp_support
 from guestwire.host.checks import Status, require
 from guestwire.host.checks.interface import (
     check_checksum,
@@ -30,21 +31,26 @@ from guestwire.host.checks.interface import (
     check_vlan,
     hands_over_unfinished_checksums,
 )
-from guestwire.host.flow_steering import FlowSteering
+from guestwire.host.flow_steering import FlowSteering, require_steerable
 from guestwire.host.interface import Interface, is_there
-from guestwire.host.netlink import wait_until_released
+from guestwire.host.netlink import socket_on_queue, wait_until_released
+from guestwire.host.pinned_memory import locked_memory_limit
 from guestwire.host.privileges import Capability, permission_error
 from guestwire.host.xdp_program import REQUIRED_CAPABILITIES, XdpProgram
 from guestwire.ports import busy_polling, geometry, modes
 from guestwire.ports.base import POLL_US, Port, PortStatus
 from guestwire.ports.budget import GuestBudget
 from guestwire.ports.modes import MODES, Plan
+from guestwire.ports.pinning import pinning_obstacle
 from guestwire.ports.registration import (
     RELEASE_SECONDS,
     QueueBusyError,
     Registration,
+    queue_busy,
 )
+from guestwire.ports.tap import TapControl
 from guestwire.ports.xdp_facts import BOUNCE_FRAMES, buffers_needed, gather, rx_ring_size, why_copies
+from guestwire.ports.xdp_interface import Claim, SharedInterface
 from guestwire.ports.xdp_options import XdpOptions
 from guestwire.virtio.features import Feature
 
@@ -55,12 +61,16 @@ RING_ENTRIES = 2048  # of each AF_XDP ring, unless a virtqueue is larger
 MOST_PIECES = 17  # of a sent frame in copy mode: the kernel takes 18 descriptors
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class _Prepared:
-    """A registration for the first of the plans."""
+    """The plans for a queue pair, and a registration for the first of them if it could be made already."""
 
     plans: list[Plan]
-    registration: Registration
+    registration: Registration | None = None
+
+    def close(self) -> None:
+        if self.registration is not None:
+            self.registration.close()
 
 
 @dataclasses.dataclass(slots=True)
@@ -85,13 +95,19 @@ class XdpControl:
         interface: its name, in the network namespace of this process.
         options: which queues, and how.
         budget: what may be pinned for the guest; without one, any amount.
+        guest: what the guest is called.
     """
 
     # Of all ports of this process: that which a guest leaves is still charged for its memory for a moment.
     _closed_at = -RELEASE_SECONDS
 
     def __init__(
-        self, interface: str, options: XdpOptions | None = None, *, budget: GuestBudget | None = None
+        self,
+        interface: str,
+        options: XdpOptions | None = None,
+        *,
+        budget: GuestBudget | None = None,
+        guest: str = "",
     ) -> None:
         self.name = interface
         self.options = options = options or XdpOptions()
@@ -105,7 +121,9 @@ class XdpControl:
         self.offloads = options.features
         self._interface: Interface | None = None
         self._gone = False
-        self._program: XdpProgram | None = None
+        self._guest = guest
+        self._shared: SharedInterface | None = None
+        self._claim: Claim | None = None
         self._steering: FlowSteering | None = None
         self._filter: AddressFilter | None = None
         self._queues = range(0)
@@ -116,12 +134,13 @@ class XdpControl:
 
     # --- the port's life -----------------------------------------------------------------------------
 
-    def open(self, queue_pairs: int) -> None:
-        """Take the interface: check it and attach the XDP program.
+    def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
+        """Take the interface: check it and attach the XDP program, unless another guest has done so.
 
         Raises:
             GuestwireError: there is no such interface or queue, it carries the host's default route, its
-                frames do not fit, or the kernel refuses.
+                frames do not fit, another guest has the queue, the mode asked for by name is not to be had,
+                or the kernel refuses.
         """
         interface = Interface.open(self.name)
         queues = range(self.options.queue, self.options.queue + queue_pairs)
@@ -134,17 +153,25 @@ class XdpControl:
             check_default_route(interface),
             check_mtu(interface, self._largest_mtu),
         )
-        self._interface, self._gone, self._queues = interface, False, queues
-        self.mtu = interface.mtu
-        if self.options.steer is not None:
-            self._steering = FlowSteering(interface, queues, self.options.steer)
-        if self._program is None:
-            self._program = XdpProgram.attach(
-                interface.index,
-                queues.stop,
-                # Software interfaces let their MTU be raised as long as the program accepts any frame.
-                multi_buffer=self._multi_buffer and (interface.kind is not None or self._spans(interface)),
+        if isinstance(leaving, TapControl) and leaving.takes_along(interface.index):
+            raise HostError(
+                f"interface {interface.name} goes with the guest's present port, which has made it",
+                f"ip tuntap add dev {interface.name} mode tap, before that port is opened",
             )
+        self._interface, self._gone, self._queues, self.name = interface, False, queues, interface.name
+        self.mtu = interface.mtu
+        self._claim = Claim(self._guest, queues, self.options.steer)
+        self._shared = SharedInterface.join(
+            interface,
+            self._claim,
+            # Software interfaces let their MTU be raised as long as the program accepts any frame.
+            multi_buffer=self._multi_buffer and (interface.kind is not None or self._spans(interface)),
+        )
+        self._require_free_queues(self._shared, self._claim)
+        if self.options.steer is not None:
+            require_steerable(interface, queues, self.options.steer, self._steering_of(leaving))
+        if self.options.mode != "auto":
+            self._plans(None, Feature(0))
         steer = self.options.steer
         self._filter = AddressFilter(self.name, interface.index, _octets(steer) if steer else None)
         if self._program.mode_reason:
@@ -153,12 +180,46 @@ class XdpControl:
             if check.status is not Status.OK:
                 log.warning("%s: %s: %s; %s", self.name, check.found, check.meaning, check.remedy)
 
-    def succeed(self, port: Port) -> None:
-        """Take over the XDP program: a NIC that is reset when one is attached would be reset twice."""
-        if isinstance(port, XdpControl) and port.interface_index == self.interface_index:
-            after = self.options.queue + len(port._queues)
-            if after <= port._queues.stop:
-                self._program, port._program = port._program, None
+    def _require_free_queues(self, shared: SharedInterface, claim: Claim) -> None:
+        """Make sure that no other program has a socket on a queue, as far as the kernel can say."""
+        assert self._interface is not None
+        for queue in self._queues:
+            # A guest that changes ports may have the queue for itself.
+            if shared.is_taken(queue, beside=claim):
+                continue
+            with contextlib.suppress(OSError):
+                wait_until_released(self._interface.index, queue, timeout_s=RELEASE_SECONDS)
+                if socket_on_queue(self._interface.index, queue):
+                    raise queue_busy(self.name, queue)
+
+    def configure(self, leaving: Port | None = None) -> None:
+        """Lead the guest's frames to its queues, if that is asked for.
+
+        Raises:
+            GuestwireError: the driver refuses, or the queues would be shared nevertheless.
+        """
+        steer = self.options.steer
+        if (before := self._steering_of(leaving)) is not None:
+            assert isinstance(leaving, XdpControl)
+            leaving._steering = None
+            if steer == before.mac and self._queues == before.queues:
+                self._steering = before
+                return
+            before.close()
+        if steer is not None and self._steering is None:
+            assert self._interface is not None
+            self._steering = FlowSteering(self._interface, self._queues, steer)
+
+    def _steering_of(self, leaving: Port | None) -> FlowSteering | None:
+        """Return the steering of a port on the same interface that the guest leaves for this one."""
+        if isinstance(leaving, XdpControl) and leaving._shared is self._shared:
+            return leaving._steering
+        return None
+
+    @property
+    def _program(self) -> XdpProgram:
+        assert self._shared is not None, "the port is not open"
+        return self._shared.program
 
     @property
     def _largest_mtu(self) -> int:
@@ -186,9 +247,9 @@ class XdpControl:
         if self._filter is not None:
             self._filter.close()
             self._filter = None
-        if self._program is not None:
-            self._program.close()
-            self._program = None
+        if self._shared is not None and self._claim is not None:
+            self._shared.leave(self._claim)
+            self._shared = None
         if self._steering is not None:
             self._steering.close()
             self._steering = None
@@ -201,10 +262,29 @@ class XdpControl:
         What cannot be done now, for want of memory that is pinned twice meanwhile, is left to `attach`.
         """
         if (earlier := self._prepared.pop(pair, None)) is not None:
-            earlier.registration.close()
-        with contextlib.suppress(GuestwireError):
-            plans = self._plans(window, features)
-            self._prepared[pair] = _Prepared(plans, self._register(pair, window, plans[0], queue_size))
+            earlier.close()
+        plans = self._plans(window, features)
+        self._prepared[pair] = prepared = _Prepared(plans)
+        try:
+            prepared.registration = self._register(pair, window, plans[0], queue_size)
+        except GuestwireError:
+            if len(plans) == 1:
+                self._require_pinnable(window, plans[0])
+
+    def _require_pinnable(self, window: Window, plan: Plan) -> None:
+        """Make sure that the prepared pairs can be registered so once the guest's present ones are not."""
+        obstacle = pinning_obstacle(
+            window.size if plan.pins else window.size - window.bounce_offset,
+            plan.geometry.chunk,
+            registrations=len(self._prepared),
+            machine_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            locked_limit=locked_memory_limit(HostCapabilities.read()),
+            budget=self._budget.most,
+        )
+        if obstacle is not None:
+            raise HostError(
+                f"interface {self.name} cannot do mode={plan.mode}: {obstacle.why}", obstacle.remedy
+            )
 
     def attach(
         self, pair: int, window: Window, queue_size: int, features: Feature
@@ -216,21 +296,18 @@ class XdpControl:
         """
         assert self._interface is not None
         prepared = self._prepared.pop(pair, None)
-        if prepared is not None and prepared.registration.window is not window:
-            prepared.registration.close()
-            prepared = None
+        registered = prepared.registration if prepared is not None else None
+        if registered is not None and registered.window is not window:
+            registered.close()
+            registered = prepared = None
         plans = self._plans(window, features) if prepared is None else prepared.plans
         failures: list[str] = []
         while True:
             plan = plans.pop(0)
             plan = dataclasses.replace(plan, reason="; ".join(filter(None, (plan.reason, *failures))))
             try:
-                registration = (
-                    self._register(pair, window, plan, queue_size)
-                    if prepared is None
-                    else prepared.registration
-                )
-                prepared = None
+                registration = registered or self._register(pair, window, plan, queue_size)
+                registered = None
                 self._bind(registration, plan)
                 break
             except GuestwireError as error:
@@ -255,7 +332,7 @@ class XdpControl:
     def forget(self) -> None:
         """Unpin what was prepared and not attached."""
         while self._prepared:
-            self._prepared.popitem()[1].registration.close()
+            self._prepared.popitem()[1].close()
 
     def _bind(self, registration: Registration, plan: Plan) -> None:
         assert self._interface is not None
@@ -284,7 +361,6 @@ class XdpControl:
         self, pair: int, window: Window, registration: Registration, reserve: int, *, busy_poll: bool
     ) -> XdpPort:
         assert self._interface is not None
-        assert self._program is not None
         plan, source = registration.plan, self.options.source
         return XdpPort(
             registration.socket,
@@ -306,23 +382,24 @@ class XdpControl:
             busy_poll=busy_poll,
         )
 
-    def _plans(self, window: Window, features: Feature) -> list[Plan]:
+    def _plans(self, window: Window | None, features: Feature) -> list[Plan]:
         assert self._interface is not None
-        assert self._program is not None
         require(check_mtu(self._interface, self._largest_mtu))
         facts = gather(self._interface, self._program, self.options, self._queues, window, features)
+        if self.options.steer is not None and self._steering is None:
+            # `configure` is still to come, and makes sure of that.
+            facts = dataclasses.replace(facts, shared_reason=None)
         return modes.plans(self.options.mode, facts)
 
     def resume(self, pair: int) -> None:
         """Send the queue's frames to the socket."""
-        assert self._program is not None
         attached = self._attached[pair]
         self._program.set_socket(attached.queue, attached.registration.socket.fd)
 
     def quiesce(self, pair: int) -> None:
         """Let the queue's frames pass to the host's network stack again."""
         attached = self._attached.get(pair)
-        if attached and self._program:
+        if attached is not None:
             # The kernel takes the entry out by itself when the interface goes away.
             with contextlib.suppress(GuestwireError, OSError):
                 self._program.clear_socket(attached.queue)

@@ -33,7 +33,7 @@ def gather(
     program: XdpProgram,
     options: XdpOptions,
     queues: range,
-    window: Window,
+    window: Window | None,
     features: Feature,
 ) -> Facts:
     """Look at everything that the choice of a mode hangs on (`guestwire.ports.modes`).
@@ -43,7 +43,7 @@ def gather(
         program: the XDP program on it.
         options: what was asked for.
         queues: those of the guest.
-        window: its memory.
+        window: its memory; None before there is any.
         features: what its driver accepted.
 
     Raises:
@@ -54,8 +54,8 @@ def gather(
         generic_reason="" if program.mode == "native" else program.mode_reason,
         mergeable=Feature.VIRTIO_NET_F_MRG_RXBUF in features,
         # Whoever names a mode that pins has memory for all of it.
-        pinning=unplugged_obstacle(window) if options.mode == "auto" else None,
-        taken=TAKEN if window.pages.lost else "",
+        pinning=unplugged_obstacle(window) if window is not None and options.mode == "auto" else None,
+        taken=TAKEN if window is not None and window.pages.lost else "",
     )
     if facts.taken or facts.pinning is not None:
         return facts  # to look further would populate memory
@@ -67,7 +67,7 @@ def gather(
         shared_reason=None if options.shared else steering.why_shared(queues),
         shared_remedy=steering.remedy(queues),
         starving=_starving(interface),
-        huge_pages=contiguous_share(window) >= HUGE_SHARE,
+        huge_pages=window is None or contiguous_share(window) >= HUGE_SHARE,
         trust_mtu=options.trust_mtu,
     )
 

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,9 +14,13 @@ from guestwire.errors import ConfigurationError, HostError
 from guestwire.host import ethtool, flow_rules, flow_steering, netlink
 from guestwire.host.ethtool import Channels, Feature
 from guestwire.host.flow_rules import FlowRule
-from guestwire.host.flow_steering import FlowSteering
+from guestwire.host.flow_steering import FlowSteering, require_steerable
 from guestwire.host.interface import Interface
 from guestwire.host.steering import Steering
+from guestwire.host.xdp_program import XdpProgram
+from guestwire.ports.xdp import XdpControl
+from guestwire.ports.xdp_interface import SharedInterface
+from guestwire.ports.xdp_options import XdpOptions
 
 GUEST = "52:54:00:00:00:09"
 OTHER_GUEST = "52:54:00:00:00:0a"
@@ -237,7 +241,7 @@ def test_a_rule_that_leads_elsewhere(nic: Nic, queues: frozenset[int] | None) ->
     nic.rules[3] = FlowRule(3, GUEST, queues)
     with pytest.raises(HostError, match=f"flow rule 3 leads frames for {GUEST} to") as caught:
         FlowSteering(INTERFACE, range(2, 3), GUEST)
-    assert caught.value.remedy == "ethtool -N eth7 delete 3"
+    assert caught.value.remedy == "ethtool -n eth7 shows it; if it is nobody's, ethtool -N eth7 delete 3"
     assert nic.table_written == 0
 
 
@@ -295,3 +299,56 @@ def test_unreadable(nic: Nic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow_rules, "indirection_table", gone)
     with pytest.raises(HostError, match="interface eth7: its steering could not be read: No such device"):
         Steering.read(INTERFACE)
+
+
+# --- before anything is changed, and from one port to the next -----------------------------------------
+
+
+def test_what_will_be_refused_is_known_before(nic: Nic) -> None:
+    nic.failures["insert"] = errno.EOPNOTSUPP
+    with pytest.raises(HostError, match=f"did not add a flow rule that leads {GUEST} to queue 2"):
+        require_steerable(INTERFACE, range(2, 3), GUEST)
+    with pytest.raises(HostError, match="queue 0 cannot be kept to one guest"):
+        require_steerable(INTERFACE, range(1), GUEST)
+    assert (nic.rules, nic.table, nic.table_written) == ({}, DEFAULT, 0)
+
+
+def test_what_will_be_possible_leaves_no_trace(nic: Nic) -> None:
+    require_steerable(INTERFACE, range(2, 3), GUEST)
+    assert (nic.rules, nic.table, nic.table_written) == ({}, DEFAULT, 0)
+    with FlowSteering(INTERFACE, range(2, 3), GUEST) as present:
+        require_steerable(INTERFACE, range(3, 4), GUEST, present)
+        with pytest.raises(HostError, match=f"leads frames for {GUEST} to queue 2"):
+            require_steerable(INTERFACE, range(3, 4), GUEST)
+        assert list(nic.rules.values()) == [present.rule]
+
+
+def steered(shared: SharedInterface, queue: int, mac: str | None) -> XdpControl:
+    """A port as it is once it is open."""
+    port = XdpControl(INTERFACE.name, XdpOptions(queue=queue, steer=mac))
+    port._interface, port._queues, port._shared = INTERFACE, range(queue, queue + 1), shared
+    return port
+
+
+@pytest.mark.parametrize("queue", [2, 3])
+@pytest.mark.parametrize("mac", [GUEST, OTHER_GUEST, None])
+def test_a_guest_takes_its_rule_along(nic: Nic, queue: int, mac: str | None) -> None:
+    shared = SharedInterface((0, 0, INTERFACE.index), cast("XdpProgram", None))
+    old, new = steered(shared, 2, GUEST), steered(shared, queue, mac)
+
+    def led() -> list[tuple[str | None, frozenset[int] | None]]:
+        return [(rule.mac, rule.queues) for rule in nic.rules.values()]
+
+    old.configure()
+    assert led() == [(GUEST, {2})]
+    written = nic.table_written
+    new.configure(old)
+    assert led() == ([(mac, {queue})] if mac else [])
+    if (queue, mac) == (2, GUEST):
+        assert nic.table_written == written  # nothing was changed
+    old.configure(new)  # back again
+    assert led() == [(GUEST, {2})]
+    for port in (new, old):
+        port._shared = None
+        port.close()
+    assert (nic.rules, nic.table) == ({}, DEFAULT)

@@ -38,7 +38,6 @@ cdef enum:
     OUTPUT_BYTES = 64 * (LONGEST_GSO_FRAME + RECORD_HEADER)     # a whole burst of the longest frames
 
 LINKTYPE_ETHERNET = 1
-_MAGICS = {0xA1B2C3D4: "microseconds", 0xA1B23C4D: "nanoseconds"}
 
 cdef struct pcap_port:
     port_interface base
@@ -187,40 +186,17 @@ cdef void pcap_drain(port_interface *self) noexcept nogil:
     pass
 
 
-def _index(data):
-    """Return where each frame lies in a capture file's bytes, and its length."""
-    if len(data) < 24:
-        raise ValueError("shorter than a capture file's header of 24 bytes")
-    magic = struct.unpack_from("<I", data)[0]
-    swapped = struct.unpack_from(">I", data)[0] in _MAGICS
-    if magic not in _MAGICS and not swapped:
-        raise ValueError(f"unknown magic number {magic:#010x}: only classic pcap files are read "
-                         "(convert others with: editcap -F pcap OLD NEW)")
-    order = ">" if swapped else "<"
-    linktype = struct.unpack_from(order + "I", data, 20)[0] & 0xFFFF
-    if linktype != LINKTYPE_ETHERNET:
-        raise ValueError(f"link type {linktype}: only Ethernet (1) can be sent to a guest")
-    places = []
-    at = 24
-    while at + RECORD_HEADER <= len(data):
-        length = struct.unpack_from(order + "I", data, at + 8)[0]
-        if not 14 <= length <= LONGEST_FRAME or at + RECORD_HEADER + length > len(data):
-            raise ValueError(f"record {len(places) + 1} at byte {at} has a length of {length} bytes")
-        places.append((at + RECORD_HEADER, length))
-        at += RECORD_HEADER + length
-    return places
-
-
 cdef class PcapPort(Port):
     """Sends the guest the frames of a capture file, and writes what the guest sends.
 
     Args:
-        frames: the bytes of a classic pcap file of Ethernet frames, or None to send nothing.
+        data: the bytes of a capture file, or None to send nothing.
+        places: where each frame begins in them, and its length in bytes, by turns: 64-bit integers.
         output_fd: an open file to write a pcap file with nanosecond times to; borrowed; -1 for none.
         repeat: after the last frame go on with the first; else each is sent once.
 
     Raises:
-        ValueError: `frames` is not such a file.
+        ValueError: a place does not lie in the file, or is longer than any frame.
     """
 
     cdef object input_buffer
@@ -238,20 +214,25 @@ cdef class PcapPort(Port):
         p.base.fd = -1
         p.output_fd = -1
 
-    def __init__(self, frames, output_fd=-1, *, repeat=False):
+    def __init__(self, data=None, places=None, output_fd=-1, *, repeat=False):
         cdef pcap_port *p = <pcap_port *>self.port
         cdef const uint8_t[::1] view
-        cdef uint64_t i
-        if frames is not None:
-            places = _index(frames)
-            self.input_buffer = view = frames
-            p.frames = <piece *>calloc(max(1, len(places)), sizeof(piece))
+        cdef const uint64_t[::1] numbers
+        cdef uint64_t i, at, length, size
+        if data is not None and len(data) and len(places):
+            self.input_buffer = view = data
+            numbers = places
+            size = <uint64_t>view.shape[0]
+            p.frame_count = numbers.shape[0] // 2
+            p.frames = <piece *>calloc(p.frame_count, sizeof(piece))
             if p.frames == NULL:
                 raise MemoryError
-            for i, (at, length) in enumerate(places):
+            for i in range(p.frame_count):
+                at, length = numbers[2 * i], numbers[2 * i + 1]
+                if not 0 < length <= LONGEST_GSO_FRAME or at > size or length > size - at:
+                    raise ValueError(f"frame {i} lies outside of the file")
                 p.frames[i].data = &view[at]
-                p.frames[i].length = length
-            p.frame_count = len(places)
+                p.frames[i].length = <uint32_t>length
             p.after_last = 0 if repeat else p.frame_count
         if output_fd >= 0:
             p.output = <uint8_t *>calloc(1, OUTPUT_BYTES)

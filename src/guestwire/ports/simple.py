@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from guestwire.datapath.null import NullPort
 from guestwire.datapath.pcap import PcapPort
 from guestwire.datapath.window import Window
 from guestwire.errors import ConfigurationError, HostError
+from guestwire.ports import capture_file
 from guestwire.ports.base import POLL_US, Port, PortStatus
+from guestwire.ports.capture_file import Capture, CaptureError
 from guestwire.virtio.features import Feature
+
+log = logging.getLogger(__name__)
 
 LONGEST_MTU = 65535
 MOST_QUEUE_PAIRS = 64
@@ -116,26 +121,14 @@ class PcapControl:
 
     def __init__(self, source: str, sink: str, *, repeat: bool = False) -> None:
         self.source, self.sink, self.repeat = source, sink, repeat
-        self._frames: bytes | None = None
+        self._capture: Capture | None = None
         self._sink_fd = -1
         self._port: PcapPort | None = None
 
     def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
         """Read the input and create the output."""
         if self.source:
-            try:
-                self._frames = Path(self.source).read_bytes()
-                PcapPort(self._frames)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"cannot read the capture file {self.source}: {error.strerror}",
-                    f"ls -l {self.source}",
-                ) from error
-            except ValueError as error:
-                raise ConfigurationError(
-                    f"{self.source} is not a capture file that can be sent: {error}",
-                    f"file {self.source}",
-                ) from error
+            self._capture = self._read()
         if self.sink:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             try:
@@ -149,6 +142,25 @@ class PcapControl:
     def configure(self, leaving: Port | None = None) -> None:
         """Nothing to change."""
 
+    def _read(self) -> Capture:
+        try:
+            capture = capture_file.read(Path(self.source).read_bytes())
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot read the capture file {self.source}: {error.strerror}",
+                f"ls -l {self.source}",
+            ) from error
+        except CaptureError as error:
+            raise ConfigurationError(
+                f"{self.source} is not a capture file that can be sent: {error}",
+                error.remedy.replace("FILE", self.source),
+            ) from error
+        if capture.left_out:
+            log.warning(
+                "%s: frames that are sent: %d; left out: %s", self.source, len(capture), capture.losses
+            )
+        return capture
+
     def forget(self) -> None:
         """Nothing is prepared."""
 
@@ -159,7 +171,8 @@ class PcapControl:
         self, pair: int, window: Window, queue_size: int, features: Feature
     ) -> guestwire.datapath.port.Port:
         """Begin the input anew; go on with the output."""
-        self._port = PcapPort(self._frames, self._sink_fd, repeat=self.repeat)
+        data, places = (self._capture.data, self._capture.places) if self._capture else (None, None)
+        self._port = PcapPort(data, places, self._sink_fd, repeat=self.repeat)
         return self._port
 
     def resume(self, pair: int) -> None:

@@ -47,6 +47,7 @@ _Result = TypeVar("_Result")
 
 SHARE_WATCH_SECONDS = 10.0
 MEMORY_WATCH_SECONDS = 0.1
+SPREAD_SECONDS = 0.1  # after a queue pair has begun or ended work: others follow, as a guest starts and stops
 MEMORY_WATCH_SHARE = 0.05  # of a CPU's time, at most, for a guest that has much memory
 
 log = logging.getLogger(__name__)
@@ -303,6 +304,7 @@ class Daemon:
         watching = [
             asyncio.create_task(_watch_share(guest)),
             asyncio.create_task(self._follow_memory(guest)),
+            asyncio.create_task(self._follow_pairs(guest)),
         ]
         try:
             await serve(endpoint, session, ended, changed)
@@ -355,6 +357,23 @@ class Daemon:
                 await self._change(guest.follow_port)
             except Exception as error:  # the next event has another chance
                 _log_error(guest, "its port cannot be looked at", error)
+
+    async def _follow_pairs(self, guest: Guest) -> None:
+        """Let a guest's pairs cover for those that are not at work, once these are the same for a while."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def pairs_changed() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        guest.pairs.changed = pairs_changed
+        while await changed.wait():
+            while changed.is_set():
+                changed.clear()
+                await asyncio.sleep(SPREAD_SECONDS)
+            try:
+                await self._change(guest.spread)
+            except Exception as error:  # the next change has another chance
+                _log_error(guest, "its queues cannot be shared out", error)
 
     async def _follow_memory(self, guest: Guest) -> None:
         pause = MEMORY_WATCH_SECONDS

@@ -322,6 +322,16 @@ class Guest:
         if self.net_config.status != was_up:
             self.log.info("the link is %s", "up" if self.net_config.status else "down")
 
+    @_alone
+    def spread(self) -> None:
+        """Have frames that come in for queue pairs which the guest does not use reach those that it does."""
+        if self.closed or self.lost is not None:
+            return
+        try:
+            self.pairs.spread()
+        except GuestwireError as error:
+            self.lose_port(f"port {self.config.port}: {error}")
+
     @property
     def memory_pinned(self) -> bool:
         """Whether `follow_memory` is to be called from time to time."""

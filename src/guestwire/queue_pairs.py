@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from guestwire.config import GuestConfig
 from guestwire.datapath.counters import Counters
@@ -60,6 +60,7 @@ class QueuePairs:
         rings: the running rings, by number.
         state: what the rings are doing, in words (`guestwire.control`).
         trouble_fd: readable when a worker has found something broken.
+        changed: called when a pair has gone to work, or has ended it; returns at once.
     """
 
     def __init__(self, config: GuestConfig, log: logging.Logger, port: Port) -> None:
@@ -70,6 +71,7 @@ class QueuePairs:
         self.rings: dict[int, Ring] = {}
         self.state = "starting"
         self.trouble_fd = -1
+        self.changed: Callable[[], None] = _tell_nobody
         self._attached: dict[int, QueuePair] = {}
         self._workers = Workers(config.name, config.cpus)
         self._trouble = threading.Lock()  # held while an error descriptor is looked at or changed
@@ -195,6 +197,31 @@ class QueuePairs:
         for pair in list(self._attached):
             self._detach(pair)
 
+    def spread(self) -> None:
+        """Have frames that come in for pairs that are not at work go to those that are.
+
+        To be called some time after `changed`: rings start and stop one after the other.
+
+        Raises:
+            GuestwireError: pairs cannot go on. They are at rest, with nothing lost, until the next `move`.
+        """
+        self._attach_anew(self.port.cover(self._attached))
+
+    def _attach_anew(self, pairs: Sequence[int]) -> None:
+        if not pairs:
+            return
+        assert self.window is not None
+        port = self.port
+        for pair in pairs:
+            port.prepare(pair, self.window, self._queue_size(pair), self.features)
+        try:
+            for pair in pairs:
+                self._detach(pair)
+            for pair in pairs:
+                self._attach(pair)
+        finally:
+            port.forget()
+
     def _update(self, pair: int) -> None:
         """Attach or detach a pair, as its rings now want it.
 
@@ -252,6 +279,7 @@ class QueuePairs:
         assert self._counters is not None
         if self.window is None:
             raise FrontendError(f"queue pair {pair} cannot start: there is no guest memory")
+        self._attach_anew(self.port.uncover(pair))
         rx, tx = (self._device_ring(self.window, index) for index in (2 * pair, 2 * pair + 1))
         port = self.port.attach(pair, self.window, self._queue_size(pair), self.features)
         try:
@@ -281,6 +309,7 @@ class QueuePairs:
             self.port.detach(pair)
             raise
         self.state = "running"
+        self.changed()
 
     @property
     def _poll_us(self) -> int:
@@ -305,6 +334,7 @@ class QueuePairs:
                 if call:
                     with contextlib.suppress(OSError):
                         self._signals.send("call", index, self.rings[index].call_fd)
+            self.changed()
 
     # --- trouble -------------------------------------------------------------------------------------
 
@@ -340,6 +370,10 @@ class QueuePairs:
             if ring.error_fd is not None:
                 with contextlib.suppress(OSError):
                     self._signals.send("error", index, ring.error_fd)
+
+
+def _tell_nobody() -> None:
+    """Nobody asks which pairs are at work."""
 
 
 def _nobody() -> int:

@@ -14,6 +14,7 @@ REMEDIES = {
     "lower the MTU of the interface",
     "page_crossing": "give the guest huge pages: hugetlb=on for its memory-backend-memfd",
     "few_buffers": "start the guest with rx_queue_size=1024",
+    "other_queue": "give the NIC as many queues as the guest uses (ethtool -L, or ethtool -X IFNAME equal N)",
     "scattered": "nothing: its driver spreads frames over more buffers than a descriptor of the NIC's names",
     "header_policy": "leave out headers=copied and source= if the guest is trusted",
     "bad_place": "nothing: its driver is a legacy one, or puts headers apart from frames",

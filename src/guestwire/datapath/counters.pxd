@@ -16,7 +16,8 @@ cdef enum:
     COPY_SEGMENTATION = 9       # a segment that cannot be described by pieces in the guest's pages
     COPY_SEVERAL_BUFFERS = 10   # received over several buffers, of which all but the first had to be moved
     COPY_MERGED = 11            # a received segment was appended to the one before it
-    COPY_REASON_COUNT = 12
+    COPY_OTHER_QUEUE = 12       # received on the queue of a pair that is not at work
+    COPY_REASON_COUNT = 13
 
 # Why a frame was dropped. Names: DROP_REASONS in counters.pyx.
 cdef enum:

@@ -23,7 +23,8 @@ MAGIC = b"GWCOUNT1"
 HEADER_BYTES = 64
 PAIR_BYTES = sizeof(pair_counters)
 COPY_REASONS = ("port_copies", "bounce_mode", "buffer_too_small", "scattered", "bad_place", "page_crossing",
-                "few_buffers", "header_policy", "checksum", "segmentation", "several_buffers", "merged")
+                "few_buffers", "header_policy", "checksum", "segmentation", "several_buffers", "merged",
+                "other_queue")
 DROP_REASONS = ("too_short", "too_long", "no_buffers", "ring_disabled", "not_negotiated", "no_receiver",
                 "unexpected_place", "source_address", "unsent", "bad_offload")
 WORKER_COUNTERS = ("bursts", "sleeps", "rx_calls", "tx_calls", "kicks", "system_calls", "ring_errors",

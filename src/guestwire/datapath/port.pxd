@@ -36,6 +36,8 @@ cdef struct port_interface:
     void (*drain)(port_interface *self) noexcept nogil
     pair_context *pair
     int fd                      # readable when rx_poll has something; -1: never sleeps for that
+    const int *more_fds         # the same, of as many more
+    uint32_t more_fd_count
     bint keeps_receive_ring     # the worker leaves that ring alone, and calls rx_post all the same
     bint wants_buffers          # a kick of the receive ring is worth waking up for
     bint busy                   # tx_poll must be called again soon: sleep only for a while

@@ -221,12 +221,15 @@ cdef class WorkLoop:
             ValueError: a pair of that number is there already.
             OSError: one of its descriptors cannot be waited for.
         """
+        cdef uint32_t i
         if pair.w.index in self.pairs or len(self.pairs) == MOST_PAIRS:
             raise ValueError(f"queue pair {pair.w.index} is one too many")
         try:
             self._watch(pair.rx.ring.kick_fd, KICK, pair.w.index)
             self._watch(pair.tx.ring.kick_fd, KICK, pair.w.index)
             self._watch(pair.w.port.fd, PORT, pair.w.index)
+            for i in range(pair.w.port.more_fd_count):
+                self._watch(pair.w.port.more_fds[i], PORT, pair.w.index)
         except OSError:
             self._unwatch(pair)
             raise

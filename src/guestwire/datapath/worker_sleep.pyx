@@ -35,17 +35,23 @@ cdef enum:
 cdef bint watch_port(worker *w, pair_work *p) noexcept nogil:
     """Let what arrives at a port end our sleep; return whether it does."""
     cdef epoll_event event
+    cdef uint32_t i
     if p.port.fd >= 0 and not p.port_watched:
         event.events = EPOLLIN | EPOLLET
         event.data.u64 = <uint64_t>p.index << KIND_BITS | PORT
         p.port_watched = epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, p.port.fd, &event) == 0
+        for i in range(p.port.more_fd_count):
+            p.port_watched &= epoll_ctl(w.epoll_fd, EPOLL_CTL_ADD, p.port.more_fds[i], &event) == 0
     p.moving_passes = 0
     return p.port.fd < 0 or p.port_watched
 
 
 cdef void unwatch_port(worker *w, pair_work *p) noexcept nogil:
+    cdef uint32_t i
     if p.port_watched:
         epoll_ctl(w.epoll_fd, EPOLL_CTL_DEL, p.port.fd, NULL)
+        for i in range(p.port.more_fd_count):
+            epoll_ctl(w.epoll_fd, EPOLL_CTL_DEL, p.port.more_fds[i], NULL)
         p.port_watched = False
 
 

@@ -28,6 +28,8 @@ cdef enum:
     WITH_THE_KERNEL = 1
     SPANNED = 2                 # arrived as one of several buffers of a frame that is not taken yet
     ARRIVED = 0
+    MOST_HELD = 513             # chains kept for stand-ins
+    POSTED_LEAST = 64           # chains beyond those, or none is posted
 
 cdef struct posted_buffer:
     uint64_t address            # in the UMEM, as written to the fill ring
@@ -36,6 +38,15 @@ cdef struct posted_buffer:
     uint16_t head               # the chain, or NO_HEAD
     uint8_t state
     uint8_t reason              # why a bounce frame: COPY_...
+
+# A socket on the queue of a pair that is not at work; this port delivers what arrives there. All its memory
+# is bounce frames, which are in its fill ring but for those with arrivals that wait.
+cdef struct stand_in:
+    socket_ring *fill
+    socket_ring *rx
+    uint64_t umem               # window offset of UMEM address 0
+    uint64_t frames             # UMEM address of the first frame
+    uint64_t size               # bytes of all frames
 
 cdef struct xdp_port:
     port_interface base
@@ -77,6 +88,10 @@ cdef struct xdp_port:
     bint merge                  # segments of one flow become one frame
     merger merger
     burst *scratch              # for reading a chain a second time
+    stand_in *stand_ins
+    int *stand_in_fds
+    uint32_t stand_in_count
+    uint32_t stand_in_next      # whose turn it is to be first
     # Transmit.
     uint32_t *pieces_left       # by head: descriptors the kernel still has, and one while segments follow
     uint8_t *frames_out         # by number of the bounce frame: the kernel sends from it
@@ -105,3 +120,4 @@ cdef inline uint64_t frame_address(const xdp_port *x, uint32_t frame) noexcept n
 
 cdef class XdpPort(Port):
     cdef XdpSocket socket
+    cdef tuple stand_ins

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from guestwire.datapath.port import Port
 from guestwire.datapath.xdp_socket import XdpSocket
 
@@ -19,6 +21,7 @@ class XdpPort(Port):
         merge: bool = False,
         in_place_from: int = 0,
         busy_poll: bool = False,
+        stand_ins: Sequence[tuple[XdpSocket, int, int]] = (),
     ) -> None: ...
     @property
     def held(self) -> tuple[int, int, int]: ...

@@ -8,6 +8,7 @@ from guestwire.datapath.ring cimport burst
 from guestwire.datapath.xdp_post cimport xdp_rx_post
 from guestwire.datapath.xdp_receive cimport xdp_rx_poll
 from guestwire.datapath.xdp_socket cimport XdpSocket
+from guestwire.datapath.xdp_stand_in cimport stand_in_close, stand_in_open
 from guestwire.datapath.xdp_transmit cimport xdp_drain, xdp_tx_poll, xdp_tx_submit
 
 
@@ -32,6 +33,9 @@ cdef class XdpPort(Port):
         busy_poll: call the kernel in each pass that finds nothing: it then polls the queue
             (`guestwire.host.busy_polling`).
         source: the only address, of 6 bytes, that the guest may send from; needs `copy_headers`. None: any.
+        stand_ins: sockets on queues of pairs that are not at work, whose frames this pair gets: for each the
+            socket, bound in copy mode and closed by this port, and its own share of the window's bounce
+            frames, as ``(socket, bounce_offset, bounce_frames)``. Its fill ring has room for all of them.
     """
 
     def __cinit__(self):
@@ -47,7 +51,7 @@ cdef class XdpPort(Port):
 
     def __init__(self, XdpSocket socket, *, bounce_offset, bounce_frames, room_needed, longest_frame,
                  most_pieces, reserve=0, copy_headers=False, source=None, several_buffers=False,
-                 finish_checksums=False, merge=False, in_place_from=0, busy_poll=False):
+                 finish_checksums=False, merge=False, in_place_from=0, busy_poll=False, stand_ins=()):
         cdef xdp_port *x = <xdp_port *>self.port
         cdef uint32_t i
         if not 1 <= most_pieces <= MOST_PIECES:
@@ -84,6 +88,23 @@ cdef class XdpPort(Port):
             x.free_frames[i] = i
         x.free_count = x.frame_count = bounce_frames
         x.base.wants_buffers = True
+        self._open(stand_ins)
+
+    def _open(self, stand_ins):
+        cdef xdp_port *x = <xdp_port *>self.port
+        cdef XdpSocket socket
+        self.stand_ins = tuple(socket for socket, _, _ in stand_ins)
+        x.stand_ins = <stand_in *>calloc(len(stand_ins) + 1, sizeof(stand_in))
+        x.stand_in_fds = <int *>calloc(len(stand_ins) + 1, sizeof(int))
+        if x.stand_ins == NULL or x.stand_in_fds == NULL:
+            raise MemoryError
+        for socket, offset, frames in stand_ins:
+            if frames > socket.fill.size:
+                raise ValueError(f"{frames} bounce frames for a fill ring of {socket.fill.size} entries")
+            x.stand_in_fds[x.stand_in_count] = socket.fd
+            stand_in_open(&x.stand_ins[x.stand_in_count], socket, offset, frames)
+            x.stand_in_count += 1
+        x.base.more_fds, x.base.more_fd_count = x.stand_in_fds, x.stand_in_count
 
     @property
     def held(self):
@@ -92,9 +113,15 @@ cdef class XdpPort(Port):
         return x.chains_posted, x.spare_posted, x.descriptors_out
 
     def close(self):
-        """Close the socket, when no worker has the pair any more; `settle` then returns what remains."""
-        (<xdp_port *>self.port).closed = True
+        """Close the sockets, when no worker has the pair any more; `settle` then returns what remains."""
+        cdef xdp_port *x = <xdp_port *>self.port
+        cdef XdpSocket socket
+        if not x.closed and x.base.pair != NULL:
+            stand_in_close(x)
+        x.closed = True
         self.socket.close()
+        for socket in self.stand_ins:
+            socket.close()
 
     def __dealloc__(self):
         cdef xdp_port *x = <xdp_port *>self.port
@@ -104,4 +131,6 @@ cdef class XdpPort(Port):
             free(x.frames_out)
             free(x.free_frames)
             free(x.scratch)
+            free(x.stand_ins)
+            free(x.stand_in_fds)
             free(x)

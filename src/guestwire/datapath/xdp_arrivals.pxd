@@ -15,6 +15,9 @@ cdef void count_copied(pair_counters *counters, uint32_t reason, uint32_t length
 cdef void finish_before_copy(
     xdp_port *x, const piece *pieces, uint32_t count, uint32_t length
 ) noexcept nogil
+cdef int deliver_copy(
+    xdp_port *x, const piece *pieces, uint32_t count, uint32_t length, const net_header *header
+) noexcept nogil
 cdef bint arrive_in_spares(
     xdp_port *x, const piece *pieces, uint32_t count, uint32_t length, uint8_t reason,
     const net_header *header

@@ -12,6 +12,9 @@ kernel writes into one, and the kernel goes on in the next.
 Some drivers misbehave when the fill ring runs dry. For them the kernel gets spare bounce frames whenever the
 guest's own buffers are fewer than the ``reserve``; while any are out, as many of the guest's buffers wait for
 what arrives in them.
+
+A port with stand-ins (xdp_stand_in) keeps half of the guest's buffers from the kernel, for what arrives
+there.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -35,7 +38,9 @@ from guestwire.datapath.window cimport window_contiguous
 from guestwire.datapath.xdp cimport (
     COPY_NOT,
     GUEST_BUFFER,
+    MOST_HELD,
     NO_HEAD,
+    POSTED_LEAST,
     SEND_RESERVE,
     WITH_THE_KERNEL,
     frame_address,
@@ -195,8 +200,17 @@ cdef inline uint32_t post_plain(xdp_port *x, burst *buffers, uint32_t most) noex
     return count
 
 
-cdef void post_chains(xdp_port *x, burst *buffers) noexcept nogil:
-    """Post the guest's buffers, and bounce frames for those to which the kernel must not write."""
+cdef inline uint32_t held_for_stand_ins(const xdp_port *x) noexcept nogil:
+    """How many chains the kernel does not get, so that frames of other queues find some.
+
+    Drivers offer buffers again only once enough have come back: older Linux kernels when more than half of
+    the ring is free. Used up, these are enough for any, so that the driver fills them up.
+    """
+    return min(x.base.pair.rx.size // 2 + 1, <uint32_t>MOST_HELD) if x.stand_in_count else 0
+
+
+cdef void post_chains(xdp_port *x, burst *buffers, uint32_t held) noexcept nogil:
+    """Post the guest's buffers but for those `held`, and bounce frames where the kernel must not write."""
     cdef pair_context *pair = x.base.pair
     cdef uint32_t space = post_space(x)
     cdef uint32_t waiting = buffers.end - buffers.first
@@ -204,15 +218,16 @@ cdef void post_chains(xdp_port *x, burst *buffers) noexcept nogil:
     cdef uint32_t count
     cdef uint8_t reason
     cdef chain *c
-    if x.spare_posted:
-        waiting = chains_waiting(x, buffers)
-    else:
-        count = post_plain(x, buffers, min(space, waiting))
-        waiting -= count
-        space -= count
     # A spare frame posted needs a chain that waits for what arrives in it: only chains beyond those are
     # posted themselves.
-    while space and buffers.first != buffers.end and waiting > x.spare_posted:
+    cdef uint32_t keep = max(x.spare_posted, held)
+    if keep:
+        waiting = chains_waiting(x, buffers)
+    if x.spare_posted == 0 and waiting > keep:
+        count = post_plain(x, buffers, min(space, waiting - keep, buffers.end - buffers.first))
+        waiting -= count
+        space -= count
+    while space and buffers.first != buffers.end and waiting > keep:
         c = &buffers.chains[buffers.first]
         reason = COPY_BUFFER_TOO_SMALL
         if place_for_frame(pair, buffers, c, x.room_needed, &header, &data):
@@ -240,11 +255,13 @@ cdef void post_chains(xdp_port *x, burst *buffers) noexcept nogil:
 cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef uint32_t before = x.fill.mine
+    cdef uint32_t held = held_for_stand_ins(x)
+    cdef uint32_t reserve = max(x.reserve, held + POSTED_LEAST) if held else x.reserve
     if x.guest_memory:
-        post_chains(x, buffers)
-        if x.reserve and x.chains_posted + max(x.spare_posted, chains_waiting(x, buffers)) < x.reserve:
+        post_chains(x, buffers, held)
+        if reserve and x.chains_posted + max(x.spare_posted, chains_waiting(x, buffers)) < reserve:
             # Of the chains that wait, the next passes post those beyond the spare frames.
-            post_spare_frames(x, x.reserve - x.chains_posted, COPY_FEW_BUFFERS, 0)
+            post_spare_frames(x, reserve - x.chains_posted, COPY_FEW_BUFFERS, 0)
     else:
         post_spare_frames(x, x.fill.size, COPY_BOUNCE_MODE, SEND_RESERVE)
     if x.fill.mine != before:

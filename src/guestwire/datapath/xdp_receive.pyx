@@ -54,6 +54,7 @@ from guestwire.datapath.xdp_arrivals cimport (
 )
 from guestwire.datapath.xdp_socket cimport ring_release, ring_waiting
 from guestwire.datapath.xdp_spanned cimport take_merged, take_spanned
+from guestwire.datapath.xdp_stand_in cimport stand_ins_poll
 
 
 cdef void finish_scattered(xdp_port *x, uint8_t *frame, uint32_t length, uint64_t header) noexcept nogil:
@@ -274,6 +275,8 @@ cdef uint32_t xdp_rx_poll(port_interface *self, const used_element **done) noexc
         return x.received
     self.wants_buffers = x.guest_memory and (
         x.spare_posted != 0 or 2 * x.chains_posted < self.pair.rx.size)
+    if x.stand_in_count:
+        stand_ins_poll(x)
     waiting = ring_waiting(x.rx)
     while waiting and x.received < BURST_CHAINS:
         if take(x, waiting, merging) == 0:

@@ -20,6 +20,7 @@ class XdpSocket:
         headroom: int,
         ring_size: int,
         rx_size: int,
+        frames: range | None = None,
     ) -> None: ...
     def bind(
         self, *, interface_index: int, queue: int, zero_copy: bool, several_buffers: bool = False

@@ -86,6 +86,7 @@ cdef class XdpSocket:
 
     Args:
         window: whose memory is registered: all of it, or with ``guest_memory=False`` the bounce frames only.
+        frames: of those, which: window offsets, multiples of a page; None for all.
         chunk: bytes of a chunk, 2,048 to 4,096. headroom: bytes the kernel leaves free before a frame, on
             top of its own 256.
         ring_size: entries of the fill, completion and tx ring, a power of two. rx_size: of the rx ring.
@@ -102,24 +103,27 @@ cdef class XdpSocket:
     def __cinit__(self):
         self.fd = -1
 
-    def __init__(self, Window window, *, guest_memory, chunk, headroom, ring_size, rx_size):
+    def __init__(self, Window window, *, guest_memory, chunk, headroom, ring_size, rx_size, frames=None):
         self.guest_memory, self.chunk, self.headroom = guest_memory, chunk, headroom
         self.umem_offset = 0 if guest_memory else window.w.bounce_offset
+        end = window.w.size
+        if frames is not None:
+            self.umem_offset, end = frames.start, frames.stop
         self.fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0)
         if self.fd < 0:
             raise XdpSocketError(errno, "socket")
         try:
-            self._register(window)
+            self._register(window, end)
             self._make_rings(ring_size, rx_size)
         except BaseException:
             self.close()
             raise
 
-    def _register(self, Window window):
+    def _register(self, Window window, uint64_t end):
         cdef xdp_umem_reg r
         memset(&r, 0, sizeof(r))
         r.addr = <uintptr_t>window.w.base + self.umem_offset
-        r.len = window.w.size - self.umem_offset
+        r.len = end - self.umem_offset
         r.chunk_size = self.chunk
         r.headroom = self.headroom
         r.flags = XDP_UMEM_UNALIGNED_CHUNK_FLAG

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import guestwire.datapath.port
@@ -131,6 +132,16 @@ class Port(Protocol):
             GuestwireError: the machine refuses.
         """
 
+    def cover(self, working: Collection[int]) -> Sequence[int]:
+        """See to it that what comes in for pairs that are not at work reaches those that are.
+
+        Returns:
+            the pairs at work that must be attached anew for that, all detached before the first is attached.
+        """
+
+    def uncover(self, pair: int) -> Sequence[int]:
+        """Leave to a pair that goes to work next what comes in for it; returns the same as `cover`."""
+
     def resume(self, pair: int) -> None:
         """Let frames arrive for a queue pair; its first buffers are posted."""
 
@@ -159,3 +170,15 @@ class Port(Protocol):
 
     def close(self) -> None:
         """Release everything. Closing twice is harmless."""
+
+
+class CoversItself:
+    """Of a port where frames come in only for pairs that are at work, whichever those are."""
+
+    def cover(self, working: Collection[int]) -> Sequence[int]:
+        """Nothing is to be done."""
+        return ()
+
+    def uncover(self, pair: int) -> Sequence[int]:
+        """Nothing is to be done."""
+        return ()

@@ -45,6 +45,7 @@ class Registration:
     Args:
         window: the guest's memory.
         plan: mode and geometry. interface, queue: what it will be bound to.
+        frames: where the bounce frames lie in the window that are registered, instead of what the plan says.
         ring_size, rx_size: entries of the socket's rings.
         budget: pays for what is pinned, until `close`.
         released_at: when a socket of the same owner was closed (`time.monotonic`): the kernel takes the
@@ -70,12 +71,15 @@ class Registration:
         rx_size: int,
         budget: GuestBudget,
         released_at: float,
+        frames: range | None = None,
     ) -> None:
         self.window, self.plan, self._budget = window, plan, budget
-        self._interface, self._queue = interface, queue
+        self._interface, self._queue, self._frames = interface, queue, frames
         self.share = 1.0
         what = self._what
         self.pinned_bytes = window.size if plan.pins else window.size - window.bounce_offset
+        if frames is not None:
+            self.pinned_bytes = len(frames)
         if plan.pins and not registration_cost(window.size, plan.geometry.chunk, zero_copy=False).array_fits:
             most = largest_window(plan.geometry.chunk)
             raise HostError(
@@ -120,6 +124,7 @@ class Registration:
                     headroom=self.plan.geometry.headroom,
                     ring_size=ring_size,
                     rx_size=rx_size,
+                    frames=self._frames,
                 )
             except XdpSocketError as error:
                 if error.errno != errno.ENOBUFS or time.monotonic() > deadline:

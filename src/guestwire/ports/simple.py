@@ -13,7 +13,7 @@ from guestwire.datapath.pcap import PcapPort
 from guestwire.datapath.window import Window
 from guestwire.errors import ConfigurationError, HostError
 from guestwire.ports import capture_file
-from guestwire.ports.base import POLL_US, Port, PortStatus
+from guestwire.ports.base import POLL_US, CoversItself, Port, PortStatus
 from guestwire.ports.capture_file import Capture, CaptureError
 from guestwire.virtio.features import Feature
 
@@ -39,7 +39,7 @@ RECEIVED_OFFLOADS = (
 )
 
 
-class SimplePort:
+class SimplePort(CoversItself):
     """A port without an interface: ``echo`` or ``null``."""
 
     mtu = LONGEST_MTU
@@ -98,7 +98,7 @@ class SimplePort:
         """Nothing was opened."""
 
 
-class PcapControl:
+class PcapControl(CoversItself):
     """Frames from one capture file for the guest, frames from the guest to another.
 
     The input is delivered from its beginning each time the guest's rings start.

@@ -24,7 +24,7 @@ from guestwire.host.tap import (
     TapInterface,
 )
 from guestwire.host.tap_opening import adopt_tap, open_tap
-from guestwire.ports.base import Port, PortStatus
+from guestwire.ports.base import CoversItself, Port, PortStatus
 from guestwire.virtio.features import Feature, names, net_header_size
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class TapOptions:
     offloads: bool = True
 
 
-class TapControl:
+class TapControl(CoversItself):
     """A TAP interface, one queue for each queue pair.
 
     Args:

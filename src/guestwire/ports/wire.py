@@ -15,7 +15,7 @@ from guestwire.datapath.network import Network
 from guestwire.datapath.window import Window
 from guestwire.datapath.wire import WirePort
 from guestwire.errors import HostError
-from guestwire.ports.base import POLL_US, Port, PortStatus
+from guestwire.ports.base import POLL_US, CoversItself, Port, PortStatus
 from guestwire.ports.simple import LONGEST_MTU, MOST_QUEUE_PAIRS, RECEIVED_OFFLOADS, SENT_OFFLOADS
 from guestwire.virtio.features import Feature
 
@@ -83,7 +83,7 @@ class _Networks:
 _networks = _Networks()
 
 
-class WireControl:
+class WireControl(CoversItself):
     """A guest's end of a wire, for all of its queue pairs.
 
     Args:

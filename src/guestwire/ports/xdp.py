@@ -2,7 +2,8 @@
 
 The interface is taken when the port opens. The XDP program, which guests of this process share, stays
 attached for the port's life, because attaching resets some NICs for a second. A queue's socket lives as long
-as a guest's rings run on its memory; between times the frames go to the host's own network stack.
+as a guest's rings run on its memory, and the queues of the guest's other pairs have stand-ins then. When no
+pair is at work the frames go to the host's own network stack.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Collection, Sequence
 from socket import if_indextoname, if_nametoindex
 
 import guestwire.datapath.port
@@ -48,6 +50,7 @@ from guestwire.ports.registration import (
     Registration,
     queue_busy,
 )
+from guestwire.ports.stand_ins import StandIn, describe, open_all, share_out
 from guestwire.ports.tap import TapControl
 from guestwire.ports.xdp_facts import BOUNCE_FRAMES, buffers_needed, gather, rx_ring_size, why_copies
 from guestwire.ports.xdp_interface import Claim, SharedInterface
@@ -82,10 +85,20 @@ class _Attached:
     port: XdpPort
     note: str
     reserve: int
+    covers: tuple[int, ...]
+    stand_ins: list[StandIn]
 
     @property
     def plan(self) -> Plan:
         return self.registration.plan
+
+    @property
+    def sockets(self) -> list[tuple[int, Registration]]:
+        """Its sockets, with the queue that each is bound to."""
+        return [
+            (self.queue, self.registration),
+            *((stand_in.queue, stand_in.registration) for stand_in in self.stand_ins),
+        ]
 
 
 class XdpControl:
@@ -130,6 +143,7 @@ class XdpControl:
         self._multi_buffer = False
         self._prepared: dict[int, _Prepared] = {}
         self._attached: dict[int, _Attached] = {}
+        self._covers: dict[int, tuple[int, ...]] = {}  # by pair: those whose frames it takes
         self._past: dict[str, int] = {}
 
     # --- the port's life -----------------------------------------------------------------------------
@@ -317,17 +331,50 @@ class XdpControl:
         try:
             reserve = buffers_needed(self._interface, registration.plan)
             polls, why_not = busy_polling.set_up(registration, self._interface, self.options)
-            port = self._port(pair, window, registration, reserve, busy_poll=polls)
             why_copied = why_copies(self._interface, registration, queue_size, reserve)
             note = "; ".join(filter(None, (why_copied, why_not)))
+            covers = self._covers.get(pair, ())
+            stand_ins = self._open_stand_ins(covers, window)
+            port = self._port(pair, window, registration, reserve, stand_ins, busy_poll=polls)
         except BaseException:
             registration.close()
             raise
-        attached = _Attached(self._queues[pair], registration, port, note, reserve)
+        attached = _Attached(self._queues[pair], registration, port, note, reserve, covers, stand_ins)
         self._attached[pair] = attached
         reason = "; ".join(filter(None, (plan.reason, attached.note)))
         log.info("%s queue %d: %s mode%s", self.name, attached.queue, plan.mode, reason and f" ({reason})")
         return port
+
+    def cover(self, working: Collection[int]) -> Sequence[int]:
+        """Share out the queues of the pairs that are not at work."""
+        self._covers = share_out(len(self._queues), working)
+        return [
+            pair for pair, attached in self._attached.items() if attached.covers != self._covers.get(pair, ())
+        ]
+
+    def uncover(self, pair: int) -> Sequence[int]:
+        """Give a pair its queue back."""
+        self._covers = {
+            taker: tuple(other for other in covered if other != pair)
+            for taker, covered in self._covers.items()
+        }
+        return [taker for taker, attached in self._attached.items() if pair in attached.covers]
+
+    def _open_stand_ins(self, covers: Sequence[int], window: Window) -> list[StandIn]:
+        assert self._interface is not None
+        return open_all(
+            self._interface,
+            window,
+            [(self._queues[pair], self._bounce_frames(pair, window)) for pair in covers],
+            budget=self._budget,
+            released_at=self._closed_at,
+        )
+
+    def _bounce_frames(self, pair: int, window: Window) -> range:
+        """Return where a pair's share of the bounce frames lies in a window."""
+        size = self.bounce_frames * geometry.FRAME_BYTES
+        start = window.bounce_offset + pair * size
+        return range(start, start + size)
 
     def forget(self) -> None:
         """Unpin what was prepared and not attached."""
@@ -358,13 +405,20 @@ class XdpControl:
         )
 
     def _port(
-        self, pair: int, window: Window, registration: Registration, reserve: int, *, busy_poll: bool
+        self,
+        pair: int,
+        window: Window,
+        registration: Registration,
+        reserve: int,
+        stand_ins: Sequence[StandIn],
+        *,
+        busy_poll: bool,
     ) -> XdpPort:
         assert self._interface is not None
         plan, source = registration.plan, self.options.source
         return XdpPort(
             registration.socket,
-            bounce_offset=window.bounce_offset + pair * self.bounce_frames * geometry.FRAME_BYTES,
+            bounce_offset=self._bounce_frames(pair, window).start,
             bounce_frames=self.bounce_frames,
             room_needed=plan.geometry.room_needed,
             longest_frame=plan.geometry.longest_frame,
@@ -380,6 +434,7 @@ class XdpControl:
             merge=self.options.gro,
             in_place_from=0 if self.options.payload == "in-place" else plan.geometry.chunk + 1,
             busy_poll=busy_poll,
+            stand_ins=[stand_in.for_port for stand_in in stand_ins],
         )
 
     def _plans(self, window: Window | None, features: Feature) -> list[Plan]:
@@ -392,26 +447,28 @@ class XdpControl:
         return modes.plans(self.options.mode, facts)
 
     def resume(self, pair: int) -> None:
-        """Send the queue's frames to the socket."""
-        attached = self._attached[pair]
-        self._program.set_socket(attached.queue, attached.registration.socket.fd)
+        """Send the queue's frames to the socket, and those of the queues that the pair covers."""
+        for queue, registration in self._attached[pair].sockets:
+            self._program.set_socket(queue, registration.socket.fd)
 
     def quiesce(self, pair: int) -> None:
         """Let the queue's frames pass to the host's network stack again."""
         attached = self._attached.get(pair)
         if attached is not None:
-            # The kernel takes the entry out by itself when the interface goes away.
-            with contextlib.suppress(GuestwireError, OSError):
-                self._program.clear_socket(attached.queue)
+            for queue, _ in attached.sockets:
+                # The kernel takes the entry out by itself when the interface goes away.
+                with contextlib.suppress(GuestwireError, OSError):
+                    self._program.clear_socket(queue)
 
     def detach(self, pair: int) -> None:
-        """Close the queue pair's socket."""
+        """Close the queue pair's sockets."""
         attached = self._attached.pop(pair, None)
         if attached is None:
             return
         self._count(attached, self._past)
         attached.port.close()
-        attached.registration.close()
+        for _, registration in attached.sockets:
+            registration.close()
         XdpControl._closed_at = time.monotonic()
         if attached.plan.mode == "zero-copy" and self._interface is not None:
             # close() returns before the NIC has let go: until then it may write into the guest's buffers.
@@ -437,9 +494,10 @@ class XdpControl:
 
     @staticmethod
     def _count(attached: _Attached, into: dict[str, int]) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for name, value in attached.registration.socket.statistics().items():
-                into[name] = into.get(name, 0) + value
+        for _, registration in attached.sockets:
+            with contextlib.suppress(OSError, ValueError):
+                for name, value in registration.socket.statistics().items():
+                    into[name] = into.get(name, 0) + value
 
     def status(self) -> PortStatus:
         """Describe the port: of several queue pairs, with the least of their modes."""
@@ -452,8 +510,9 @@ class XdpControl:
                 "xdp", self.name, None, "no guest is attached", 0, kernel, asked_mode=self.options.mode
             )
         least = max(attached, key=lambda one: MODES.index(one.plan.mode))
-        reason = "; ".join(filter(None, (least.plan.reason, least.note))) or None
-        pinned = sum(one.registration.pinned_bytes for one in attached)
+        covered = describe([stand_in for one in attached for stand_in in one.stand_ins])
+        reason = "; ".join(filter(None, (least.plan.reason, least.note, covered))) or None
+        pinned = sum(registration.pinned_bytes for one in attached for _, registration in one.sockets)
         return PortStatus(
             "xdp", self.name, least.plan.mode, reason, pinned, kernel, asked_mode=self.options.mode
         )

@@ -22,6 +22,8 @@ RECEIVE = GUEST_BASE + 2 * BUFFERS
 BUFFER_SPACING = 4096
 DRIVER = "virtio_net"  # may write 1,536 bytes at this MTU
 
+STAND_IN_FRAMES = 32
+
 Mode = Literal["zero-copy", "direct", "bounce"]
 MODES: tuple[Mode, ...] = ("zero-copy", "direct", "bounce")
 
@@ -36,6 +38,10 @@ class XdpMachine:
         bounce_frames: how many the port has.
         most_pieces, reserve, copy_headers, source, finish_checksums, merge: of the port.
         mtu: of the interface. offloads: features that the guest accepted.
+        stand_ins: how many the port has, of STAND_IN_FRAMES frames each.
+
+    Attributes:
+        others: their sockets.
     """
 
     def __init__(
@@ -56,7 +62,9 @@ class XdpMachine:
         offloads: int = 0,
         finish_checksums: bool = False,
         merge: bool = False,
+        stand_ins: int = 0,
     ) -> None:
+        self.stand_ins = stand_ins
         self.mode = mode
         self.mergeable, self.header_size = mergeable, header_size
         self.socket_ring, self.bounce_frames = socket_ring, bounce_frames
@@ -65,7 +73,9 @@ class XdpMachine:
         self.mtu, self.offloads, self.finish_checksums, self.merge = mtu, offloads, finish_checksums, merge
         fd = os.memfd_create("guest")
         os.ftruncate(fd, SIZE)
-        self.window = Window([(GUEST_BASE, 0x7F0000000000, SIZE, fd, 0)], bounce_frames=bounce_frames)
+        self.window = Window(
+            [(GUEST_BASE, 0x7F0000000000, SIZE, fd, 0)], bounce_frames=bounce_frames * (1 + stand_ins)
+        )
         os.close(fd)
         if mode == "zero-copy":
             scatter_pages(self.window, piece)
@@ -92,6 +102,11 @@ class XdpMachine:
             headroom=self.geometry.headroom,
             ring_size=self.socket_ring,
         )
+        self.others = [
+            FakeXdpSocket(self.window, guest_memory=False, ring_size=STAND_IN_FRAMES)
+            for _ in range(self.stand_ins)
+        ]
+        share = self.bounce_frames * geometry.FRAME_BYTES
         self.port = XdpPort(
             self.socket,
             bounce_offset=self.window.bounce_offset,
@@ -105,6 +120,10 @@ class XdpMachine:
             several_buffers=self.geometry.several_buffers,
             finish_checksums=self.finish_checksums,
             merge=self.merge,
+            stand_ins=[
+                (socket, self.window.bounce_offset + number * share, STAND_IN_FRAMES)
+                for number, socket in enumerate(self.others, 1)
+            ],
         )
         self.pair = QueuePair(
             self.window,

@@ -1,0 +1,1 @@
+"""C functions only; nothing to import from Python."""

@@ -119,6 +119,9 @@ class QueuePairs:
         except BaseException:
             os.close(self.rings.pop(index).call_fd)
             raise
+        # A device before us may have been killed between showing used buffers and calling the driver.
+        with contextlib.suppress(OSError):
+            self._signals.send("call", index, call_fd)
 
     def stop_ring(self, index: int) -> int:
         """Stop a ring; its pair ends work until both run again. Return the exact index to go on from."""
@@ -259,8 +262,8 @@ class QueuePairs:
         try:
             # No port reads a sent list again.
             again = index % 2 == 0 and not self.port.in_order
-            made = functools.partial(PackedRing, read_again=again) if packed else SplitRing
-            return made(
+            make = functools.partial(PackedRing, read_again=again) if packed else SplitRing
+            made = make(
                 window,
                 c.size,
                 *places,
@@ -273,6 +276,16 @@ class QueuePairs:
             )
         except ValueError as error:
             raise FrontendError(f"ring {index} cannot start: {error}") from error
+        if made.stale_base is not None:
+            self._log.warning(
+                "ring %d goes on from %#x, as the ring itself shows, and not from %#x, as the frontend says: "
+                "frames that the device before us had taken may be sent twice",
+                index,
+                made.base,
+                made.stale_base,
+            )
+            ring.base = made.base
+        return made
 
     def _attach(self, pair: int) -> None:
         """Put a pair of running rings to work on the port."""

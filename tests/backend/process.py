@@ -113,17 +113,22 @@ class Backend:
             environment=self._environment,
         )
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Start it, for the first time or when it was killed, and wait until it serves."""
+        before = len(self.text())
         self.process = self._start()
         # Its own log says when it listens: the socket of a killed predecessor may still lie there.
         wait_until(
             lambda: (
-                len(re.findall("(listening|connecting) on", self.text())) >= len(self.sockets)
+                len(re.findall("(listening|connecting) on", self.text()[before:])) >= len(self.sockets)
                 or self.process.poll() is not None
             ),
             self.start_seconds,
         )
         assert self.process.poll() is None, self.text()
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(

@@ -32,11 +32,13 @@ class Place:
         port: what ``guestwire run`` calls it.
         network: makes the network that the port is on.
         options: properties of QEMU's device.
+        reconnect_ms: see `VhostUserDevice`.
     """
 
     port: str
     network: Callable[[], TapHost | Wire] = Wire
     options: Mapping[str, str] = field(default_factory=dict)
+    reconnect_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def booted(
             own.mkdir()
             backend = stack.enter_context(Backend(own, place.port, namespace=network.near.name))
             served.append((network, backend))
-            devices.append(VhostUserDevice(backend.socket, options=place.options))
+            devices.append(
+                VhostUserDevice(backend.socket, options=place.options, reconnect_ms=place.reconnect_ms)
+            )
         guest = stack.enter_context(KINDS[kind](devices, **{"memory_mib": 256, **options}))
         interfaces = [Attached(guest, f"eth{number}", *of) for number, of in enumerate(served)]
         yield dict(zip(places, interfaces, strict=True))

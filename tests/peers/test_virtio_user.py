@@ -138,6 +138,32 @@ def test_every_frame_comes_back_on_four_queue_pairs(tmp_path: Path) -> None:
         assert min(counted) > 0
 
 
+@pytest.mark.parametrize("ring", RINGS)
+def test_a_driver_outlives_a_killed_backend(tmp_path: Path, ring: str) -> None:
+    """DPDK listens, and begins its split rings at 0 once more, wherever they are."""
+    with (
+        Backend(tmp_path, "echo", ["--connect"]) as backend,
+        Testpmd(
+            f"{driver(backend.socket, mergeable=True, ring=ring)},server=1",
+            arguments=[f"--rxd={QUEUE_SIZE}", f"--txd={QUEUE_SIZE}", "--no-flush-rx"],
+        ) as pmd,
+    ):
+        for visit in range(3):
+            if visit:
+                said = len(pmd.output)
+                backend.process.kill()
+                backend.process.wait()
+                backend.start()
+                # What testpmd says by itself gets mixed with what is typed meanwhile.
+                succeeds = pmd.expect("reconnection succeeds", said)
+                pmd.expect("link state change event\n", succeeds.end())
+            wait_until(lambda: backend.guest()["state"] == "running")
+            before = pmd.stats()["RX-packets"]
+            pmd.forward("io", first=CIRCULATING_BURSTS)
+            wait_until(lambda: pmd.stats()["RX-packets"] > before + 10_000, 30)  # noqa: B023
+            pmd.command("stop")
+
+
 def verify(
     folder: Path,
     backend: Backend,

@@ -190,5 +190,6 @@ cdef class Ring:
     cdef ring *ring                     # owned by the subclass
     cdef burst *scratch
     cdef readonly Window window
+    cdef readonly object stale_base     # the base that was given, if the ring itself tells another; else None
     cdef uint64_t place(self, Window window, str name, offset, length, alignment) except 0
     cdef int start(self, Window window, size, receive, event_index, indirect, kick_fd, call_fd) except -1

@@ -2,6 +2,7 @@ from guestwire.datapath.window import Window
 
 class Ring:
     window: Window
+    stale_base: int | None
     @property
     def error(self) -> tuple[int, int, int] | None: ...
     @property

@@ -133,7 +133,9 @@ cdef class SplitRing(Ring):
         window: holds the guest's memory; must outlive the ring's last use.
         size: the queue size, a power of two up to 32,768.
         descriptors, available, used: window offsets of the three areas, aligned to 16, 2 and 4 bytes.
-        base: the available index to start from (VHOST_USER_SET_VRING_BASE).
+        base: the available index to start from, as the frontend says (VHOST_USER_SET_VRING_BASE). The
+            used index is where it starts: wherever the two differ, a device before us was killed, or the
+            frontend does not know better, and what was taken and not returned would be lost.
         receive: True for a ring whose buffers we write.
         event_index: VIRTIO_F_EVENT_IDX was negotiated.
         indirect: VIRTIO_F_INDIRECT_DESC was negotiated.
@@ -167,8 +169,10 @@ cdef class SplitRing(Ring):
         r.used = <split_used *>self.place(window, "used ring", used, 6 + 8 * size, 4)
         self.start(window, size, receive, event_index, indirect, kick_fd, call_fd)
         r.mask = size - 1
-        r.last_available = base
-        r.next_used = r.shown_used = load_acquire_u16(&r.used.index)
+        # One load: a driver that writes there breaks its own ring and nothing else. Further behind the
+        # available index than the ring is long, it is AVAILABLE_INDEX.
+        r.last_available = r.next_used = r.shown_used = load_relaxed_u16(&r.used.index)
+        self.stale_base = None if base == self.base else base
         split_ring_disable_notifications(&r.common)
 
     @property

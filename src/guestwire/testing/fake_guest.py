@@ -204,11 +204,14 @@ class FakeGuest:
             self.pairs.append(pair)
         self._start_rings()
 
-    def reconnect(self) -> None:
+    def reconnect(self, base: int | None = None) -> None:
         """Connect anew after the backend has gone, and let the rings go on where they were used.
 
         What the old backend had and did not give back is the new one's, once more. So does QEMU with split
         rings; of packed ones it knows only where they were started.
+
+        Args:
+            base: what to tell the backend of where the rings are, true or not; what is true if None.
 
         Raises:
             BackendError: the new backend offers other features, or refuses something.
@@ -221,7 +224,7 @@ class FakeGuest:
                 "start the new backend as the old one was",
             )
         for ring in self.rings:
-            ring.base = ring.driver.resume_base
+            ring.base = ring.driver.resume_base if base is None else base
         self._start_rings()
 
     def _connect(self) -> None:

@@ -49,6 +49,8 @@ class VhostUserDevice:
             backend's configuration space, or makes one up).
         queue_pairs: more than one turns on multiqueue (QEMU only).
         options: more properties of QEMU's virtio-net-pci, such as ``{"mrg_rxbuf": "off"}``.
+        reconnect_ms: how often the frontend tries to connect anew when the backend is gone, in
+            milliseconds (QEMU 9.2 and newer); None for not at all.
     """
 
     socket_path: str | Path
@@ -56,6 +58,7 @@ class VhostUserDevice:
     mac: str = "52:54:00:00:00:02"
     queue_pairs: int = 1
     options: Mapping[str, str] = field(default_factory=dict)
+    reconnect_ms: int | None = None
 
 
 class Guest(ABC):
@@ -347,6 +350,8 @@ def _qemu_device(index: int, device: VhostUserDevice, *, one_line: bool) -> list
     socket = f"socket,id=vhost{index},path={device.socket_path}"
     if device.listen:
         socket += ",server=on"
+    if device.reconnect_ms is not None:
+        socket += f",reconnect-ms={device.reconnect_ms}"
     network = f"vhost-user,id=net{index},chardev=vhost{index},queues={device.queue_pairs}"
     # No boot ROM: nothing is booted from the network, and a ROM is one more file to install.
     properties = {"netdev": f"net{index}", "mac": device.mac, "romfile": ""}

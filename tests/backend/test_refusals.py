@@ -62,7 +62,7 @@ def test_a_path_in_use_by_a_live_process(tmp_path: Path) -> None:
         code, error, remedy = refused(tmp_path, *echo_on(backend.socket), runtime=tmp_path / "other")
         assert code == DESCRIPTION
         assert re.search(rf"{backend.socket} is in use by process {backend.pid} \(.+\)", error)
-        assert remedy == "stop that process, or choose another socket path"
+        assert remedy == f"choose another socket path; whose this one is: ss -xlp src {backend.socket}"
         with FakeGuest(backend.socket) as guest:
             assert guest.pair.exchange(FrameStream(), 100).received == 100
 

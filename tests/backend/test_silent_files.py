@@ -112,12 +112,14 @@ def test_one_guest_keeps_only_so_many_threads_of_the_helper_waiting(inhabited: H
 def test_the_helper_is_started_anew_when_it_has_died(inhabited: House) -> None:
     children = Path(f"/proc/{inhabited.backend.pid}/task/{inhabited.backend.pid}/children")
     (helper,) = map(int, children.read_text().split())
-    os.kill(helper, 9)
-    wait_until(lambda: ") Z " in Path(f"/proc/{helper}/stat").read_text())
     with inhabited.visitor():
         rogue = Rogue(inhabited.rogue, acknowledged=True)
-        with rogue.resources, pytest.raises(BackendError, match="closed the connection"):
+        with rogue.resources:
             rogue.memory()
+            os.kill(helper, 9)
+            wait_until(lambda: ") Z " in Path(f"/proc/{helper}/stat").read_text())
+            with pytest.raises(BackendError, match="closed the connection"):
+                rogue.request(Request.SET_VRING_CALL, RingDescriptor(0), rogue.eventfd())
     assert inhabited.backend.process.poll() is None
     assert frames_come_back(inhabited)
 

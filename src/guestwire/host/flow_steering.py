@@ -102,10 +102,10 @@ class FlowSteering:
             if error.errno != errno.ENXIO:
                 log.warning("%s: steering could not be undone: %s", self.interface.name, error)
             return
-        with self._logging_failure(f"ethtool -N {name} delete {rule.location if rule else 0}"):
+        with self._logging_failure(f"ethtool -n {name} rule {rule.location if rule else 0}"):
             if rule and flow_rules.flow_rule(name, rule.location) == rule:
                 flow_rules.delete_rule(name, rule.location)
-        with self._logging_failure(f"ethtool -X {name} default"):
+        with self._logging_failure(f"ethtool -x {name}"):
             if replaced:
                 self._restore_table(name, replaced)
 

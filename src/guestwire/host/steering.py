@@ -136,15 +136,14 @@ class Steering:
         """
         name = self.interface
         options = []
-        if self.receives_all(queues):
-            options += [f"ip address del {address} dev {name}" for address in self.addresses]
-            options += [f"take {upper} off {name}" for upper in self.upper_interfaces]
-            options = [" and ".join(options)] if options else []
-        elif self.indirection_table is None or self.rules is None:
-            options.append(
-                f"ethtool -L {name} {self.queue_setting} {len(queues)}, "
-                "which gives the guest the whole interface"
-            )
+        if self.receives_all(queues) or self.indirection_table is None or self.rules is None:
+            if self._host_use():
+                options.append("an interface that this host does not use itself: ip -brief address")
+            elif not self.receives_all(queues):
+                options.append(
+                    f"ethtool -L {name} {self.queue_setting} {len(queues)}, "
+                    "which gives the guest the whole interface"
+                )
         elif UNHASHED_QUEUE in queues:
             options.append(f"another queue: ,queue={self.receive_queues - len(queues)},steer={mac}")
         else:

@@ -189,7 +189,8 @@ class TapInterface:
                     raise
         if self._bridge_index not in {None, bridge_index}:
             raise HostError(
-                f"{what} is refused: it belongs to another one", f"ip link set {self.name} nomaster"
+                f"{what} is refused: it belongs to another one",
+                f"use another interface; which bridge this one belongs to: ip link show {self.name}",
             )
         return int(bridge_index)
 

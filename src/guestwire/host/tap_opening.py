@@ -92,14 +92,14 @@ def _require_usable(name: str, link: Any, queues: int, prefix: str) -> bool:
             f"use xdp:{name}, or another name for a TAP interface",
         )
     data = information.get_attr("IFLA_INFO_DATA")
-    again = f"{prefix}ip link del {name}; {prefix}ip tuntap add dev {name} mode tap"
+    another = f"use another one: {prefix}ip tuntap add dev NAME mode tap"
     if data.get_attr("IFLA_TUN_TYPE") != QueueFlag.IFF_TAP:
-        raise HostError(f"interface {name} is a TUN interface: its frames have no Ethernet header", again)
+        raise HostError(f"interface {name} is a TUN interface: its frames have no Ethernet header", another)
     multi_queue = bool(data.get_attr("IFLA_TUN_MULTI_QUEUE"))
     if queues > 1 and not multi_queue:
         raise HostError(
             f"TAP interface {name} was made for one queue, and the guest has {queues} queue pairs",
-            f"{again} multi_queue",
+            f"{another} multi_queue",
         )
     if data.get_attr("IFLA_TUN_NUM_QUEUES") or data.get_attr("IFLA_TUN_NUM_DISABLED_QUEUES"):
         raise _in_use(name)
@@ -107,7 +107,7 @@ def _require_usable(name: str, link: Any, queues: int, prefix: str) -> bool:
         raise HostError(
             f"TAP interface {name} carries the default route of its network namespace: whoever made that "
             "route did not mean a guest",
-            f"use another interface, or move the route ({prefix}ip route show default)",
+            f"use another interface: {prefix}ip -brief link",
         )
     return multi_queue
 

@@ -44,7 +44,7 @@ def emulator_with(device: str, progress: Progress = quiet) -> list[str]:
     if not _has(command, device):
         raise HostError(
             f"no QEMU here has the device {device}: neither {installed} nor the one in {suite}",
-            f"install a newer QEMU; if backports have one by now: rm -r {root}",
+            f"install a newer QEMU; if backports have one by now: mv {root} {root}.old",
         )
     return command
 

@@ -159,7 +159,7 @@ def _the_one(root: Path, candidates: Sequence[Path]) -> Path:
             return path
     raise HostError(
         f"{root} holds none of the files looked for: {', '.join(map(str, candidates))}",
-        f"remove it so that it is fetched again: rm -r {root}",
+        f"move it away, so that it is fetched again: mv {root} {root}.old",
     )
 
 

@@ -159,7 +159,7 @@ def load_order(kernel: Kernel, names: Iterable[str]) -> list[tuple[str, bytes]]:
         if name not in files:
             raise HostError(
                 f"kernel {kernel.version} has no module {name}: looked in {kernel.modules}",
-                f"remove the cached kernel so that a newer one is fetched: rm -r {kernel.image.parent}",
+                "use a kernel that has it",
             )
         content = _decompressed(files[name])
         for dependency in module_dependencies(content):

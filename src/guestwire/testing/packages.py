@@ -172,7 +172,10 @@ def own_loader(root: Path) -> tuple[str, ...]:
     """
     loaders = list(root.glob("usr/lib/*/ld-linux-*.so.*"))
     if len(loaders) != 1:
-        raise HostError(f"{root} holds no dynamic loader", f"fetch it again: rm -r {root}")
+        raise HostError(
+            f"{root} holds no dynamic loader",
+            f"move it away, so that it is fetched again: mv {root} {root}.old",
+        )
     (loader,) = loaders
     system = Path("/") / loader.parent.relative_to(root)
     return (str(loader), "--library-path", f"{loader.parent}:{system}")

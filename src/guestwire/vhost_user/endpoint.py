@@ -64,7 +64,7 @@ def _is_socket(path: Path) -> bool:
     if not stat.S_ISSOCK(mode):
         raise ConfigurationError(
             f"socket path {path} exists and is not a socket",
-            f"choose another path, or remove it: rm -r {path}",
+            f"choose another path; what is there: ls -ld {path}",
         )
     return True
 
@@ -191,7 +191,7 @@ def _remove_stale(path: Path) -> None:
     if owner is not None:
         raise ConfigurationError(
             f"socket path {path} is in use by {owner}",
-            "stop that process, or choose another socket path",
+            f"choose another socket path; whose this one is: ss -xlp src {path}",
         )
     path.unlink()
 

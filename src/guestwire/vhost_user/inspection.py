@@ -185,7 +185,7 @@ class Inspector:
             raise HostError(
                 f"the files of {len(self._stuck)} messages of this guest's frontends cannot be closed: "
                 "their file system does not answer",
-                "end the process that serves it",
+                "see that the file system answers, or share memory (-object memory-backend-memfd,share=on)",
             )
         return _helper.line()
 
@@ -193,6 +193,10 @@ class Inspector:
         if self._line is not None:
             self._line.close()
             self._line = None
+
+    def rest(self) -> None:
+        """Keep nothing open until the next frontend comes, but for what the helper waits for."""
+        self._drop_line()
 
     def close(self) -> None:
         """Look at nothing more."""

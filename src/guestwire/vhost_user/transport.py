@@ -159,6 +159,7 @@ class Connection:
                     await _in_thread(self._session.close)
             finally:
                 await self._inspector.forget()
+                self._inspector.rest()
 
     async def _serve_message(self) -> bool:
         """Receive a message and answer it; return whether another may follow."""

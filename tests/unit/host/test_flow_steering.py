@@ -270,7 +270,7 @@ def test_not_an_address(nic: Nic, mac: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "words"), [("delete", "ethtool -N eth7 delete 15"), ("set_table", "ethtool -X eth7 default")]
+    ("failure", "words"), [("delete", "ethtool -n eth7 rule 15"), ("set_table", "ethtool -x eth7")]
 )
 def test_what_cannot_be_undone_is_said(
     nic: Nic, caplog: pytest.LogCaptureFixture, failure: str, words: str

@@ -269,7 +269,7 @@ def test_other_files_are_refused(path, endpoint):
     path.write_text("precious")
     with pytest.raises(ConfigurationError, match="exists and is not a socket") as caught:
         endpoint(path)
-    assert f"rm -r {path}" in caught.value.remedy
+    assert caught.value.remedy == f"choose another path; what is there: ls -ld {path}"
     assert path.read_text() == "precious"
 
 

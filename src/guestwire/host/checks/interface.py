@@ -88,7 +88,7 @@ def check_default_route(interface: Interface) -> Check:
             Status.PROBLEM,
             f"{interface.name} carries the default route of this network namespace",
             "a guest that takes it would cut this host off",
-            "use another interface (ip -brief link), or move the route (ip route show default)",
+            "use another interface: ip -brief link",
         )
     return Check("default-route", Status.OK, "does not pass here", "this host stays reachable without it")
 

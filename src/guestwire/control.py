@@ -99,7 +99,7 @@ class Memory(msgspec.Struct, kw_only=True):
 
 
 class GuestState(msgspec.Struct, kw_only=True):
-    """One guest."""
+    """One guest. ``notices`` say what seems to be wrong with its start, and what to do."""
 
     name: str
     socket_path: str | None
@@ -109,6 +109,7 @@ class GuestState(msgspec.Struct, kw_only=True):
     port: PortState
     memory: Memory
     counters: Counters
+    notices: list[str] = []
 
 
 class Status(msgspec.Struct, kw_only=True):

@@ -36,6 +36,7 @@ from guestwire.queue_pairs import host_refuses
 from guestwire.rebind import rebind
 from guestwire.runtime import CONTROL_SOCKET, COUNTERS_SUFFIX, RuntimeDirectory
 from guestwire.share_watch import ShareWatch
+from guestwire.start_watch import NOT_STARTED, WAITING, StartWatch
 from guestwire.vhost_user.endpoint import Connector, Endpoint, Inherited, Listener
 from guestwire.vhost_user.inspection import start_helper
 from guestwire.vhost_user.session import Session
@@ -46,6 +47,7 @@ from guestwire.worker import allow_interrupts
 _Result = TypeVar("_Result")
 
 SHARE_WATCH_SECONDS = 10.0
+START_WATCH_SECONDS = 0.5
 MEMORY_WATCH_SECONDS = 0.1
 SPREAD_SECONDS = 0.1  # after a queue pair has begun or ended work: others follow, as a guest starts and stops
 MEMORY_WATCH_SHARE = 0.05  # of a CPU's time, at most, for a guest that has much memory
@@ -101,6 +103,7 @@ def describe(guest: Guest, budget_bytes: int | None = None) -> GuestState:
             worker=worker,
             kernel=port.kernel,
         ),
+        notices=guest.notices,
     )
 
 
@@ -281,10 +284,12 @@ class Daemon:
                     super().close()
                 finally:
                     guest.state = waiting
+                    watched.clear()
                     guest.log.info("the frontend is gone")
 
         def session() -> Session:
             guest.state = "connected"
+            watched.append(StartWatch(loop.time()))
             guest.log.info("the frontend is there")
             return GuestSession(guest, refused=lambda error: _log_error(guest, "refused", error))
 
@@ -292,6 +297,7 @@ class Daemon:
             _log_error(guest, "the session ended", error)
 
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        watched: list[StartWatch] = []  # of the session that there is
 
         def config_changed() -> None:
             loop.call_soon_threadsafe(changed.set)
@@ -305,6 +311,7 @@ class Daemon:
             asyncio.create_task(_watch_share(guest)),
             asyncio.create_task(self._follow_memory(guest)),
             asyncio.create_task(self._follow_pairs(guest)),
+            asyncio.create_task(self._watch_start(guest, endpoint, watched)),
         ]
         try:
             await serve(endpoint, session, ended, changed)
@@ -388,6 +395,40 @@ class Daemon:
                 _log_error(guest, "its memory cannot be looked at", error)
             else:
                 pause = max(pause, spent / MEMORY_WATCH_SHARE)
+
+    async def _watch_start(self, guest: Guest, endpoint: Endpoint, watched: list[StartWatch]) -> None:
+        """Say once in a session what seems to be wrong with its guest's start."""
+        loop = asyncio.get_running_loop()
+        watch: StartWatch | None = None
+        said: set[str] = set()
+        waits = False
+        while True:
+            await asyncio.sleep(START_WATCH_SECONDS)
+            last, watch = watch, (watched[0] if watched else None)
+            if watch is not last:
+                guest.notices, said, waits = [], set(), False
+            if watch is None:
+                continue
+            try:
+                waited, waits = waits, endpoint.waiting()
+                notices = [WAITING] if waited and waits else []
+                seen = None if watch.content else guest.see()
+                if seen is not None:
+                    notices += watch.look(loop.time(), seen, _kicks(guest))
+                elif not watch.content:
+                    continue
+            except Exception as error:  # the next look has another chance
+                _log_error(guest, "its start cannot be watched", error)
+                continue
+            for notice in notices:
+                if notice not in said:
+                    said.add(notice)
+                    guest.log.log(logging.INFO if notice == NOT_STARTED else logging.WARNING, "%s", notice)
+            guest.notices = notices
+
+
+def _kicks(guest: Guest) -> int:
+    return sum(pair["worker"]["kicks"] for pair in read_counters(guest.counters_path))
 
 
 async def _watch_share(guest: Guest) -> None:

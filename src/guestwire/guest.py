@@ -2,8 +2,8 @@
 
 Threads. Whoever changes the guest holds `Guest.lock`: the session, which calls the device's methods in a
 thread of asyncio's pool, `Guest.follow_port` after an event of the interface, and `guestwire.rebind`. The
-event loop never takes it, because some changes wait for the kernel or the NIC; what it asks for is replaced
-in one store and never changed in place.
+event loop never waits for it, because some changes wait for the kernel or the NIC; what it asks for is
+replaced in one store and never changed in place.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from guestwire.ports.base import Port
 from guestwire.ports.pinning import TAKEN
 from guestwire.ports.simple import SimplePort
 from guestwire.queue_pairs import QueuePairs, Ring, host_refuses
+from guestwire.start_watch import Seen, see
 from guestwire.vhost_user.constants import ConfigFlag
 from guestwire.vhost_user.device import RingConfiguration
 from guestwire.vhost_user.memory import MemoryRegion
@@ -69,6 +70,7 @@ class Guest:
         lost: why the guest has no port that works; None if it has one.
         closed: whether it is served no more.
         memory_taken: how often memory was taken away that was pinned.
+        notices: what is to be known about its start (`guestwire.start_watch`).
         net_config: the configuration space as the driver may read it now.
         config_changed: called, in any thread, when `net_config` has changed; returns at once.
     """
@@ -82,6 +84,7 @@ class Guest:
         self.lost: str | None = None
         self.closed = False
         self.memory_taken = 0
+        self.notices: list[str] = []
         self.net_config = offer.net_config(config, port.mtu, NetStatus(0))
         self.config_changed: Callable[[], None] = _tell_nobody
         self._regions: Sequence[MemoryRegion] = ()
@@ -368,6 +371,24 @@ class Guest:
             self.pairs.move(window, self.port)
         except GuestwireError as error:
             self.lose_port(f"port {self.config.port}: {error}")
+
+    def see(self) -> Seen | None:
+        """Look whether its driver has done anything in its memory; None while that is being changed.
+
+        For the event loop, where nobody is waited for.
+        """
+        if not self.lock.acquire(blocking=False):
+            return None
+        try:
+            return see(
+                self.window,
+                self._regions,
+                self.rings,
+                accepted=self.features != 0,
+                packed=Feature.VIRTIO_F_RING_PACKED in self.features,
+            )
+        finally:
+            self.lock.release()
 
     def _warn_of_mtu(self, promised: int) -> None:
         """Say so if the port carries less than the guest was told, which it cannot be told otherwise."""

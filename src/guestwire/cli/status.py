@@ -80,7 +80,7 @@ def _row(guest: GuestState) -> tuple[str, ...]:
     errors = [f"ring {ring.index}: {ring.error}" for ring in guest.rings if ring.error]
     return (
         guest.name,
-        escape("\n".join([guest.state, *errors])),
+        escape("\n".join([guest.state, *errors, *guest.notices])),
         f"{port.kind} {port.interface or port.network or ''}",
         mode,
         _memory(guest.memory),

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import stat
 import struct
@@ -38,6 +39,9 @@ class Endpoint(Protocol):
 
     async def connection(self) -> socket.socket | None:
         """Wait for the next connection: a non-blocking stream socket; None if there are no more."""
+
+    def waiting(self) -> bool:
+        """Tell whether a frontend is there that `connection` has not given yet."""
 
     def close(self) -> None:
         """Give up the endpoint and leave nothing behind."""
@@ -174,6 +178,10 @@ class Listener:
         """Wait until a frontend connects."""
         return await self._acceptor.accept()
 
+    def waiting(self) -> bool:
+        """Tell whether another frontend has connected."""
+        return _has_connection(self._socket)
+
     def close(self) -> None:
         """Stop listening, and remove the socket file if it is still the one created here."""
         self._socket.close()
@@ -199,6 +207,12 @@ def _remove_stale(path: Path) -> None:
 def _identity(path: Path) -> tuple[int, int]:
     status = path.lstat()
     return status.st_dev, status.st_ino
+
+
+def _has_connection(listening: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(listening, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _cannot(verb: str, path: Path, error: OSError) -> ConfigurationError | HostError:
@@ -261,6 +275,10 @@ class Connector:
             raise _cannot("connect to", self._path, error) from error
         return connection
 
+    def waiting(self) -> bool:
+        """Nobody waits for whoever goes to them."""
+        return False
+
     def close(self) -> None:
         """Do nothing: between two attempts there is nothing to give up."""
 
@@ -308,6 +326,10 @@ class Inherited:
             return await self._acceptor.accept()
         connection, self._socket = self._socket, None
         return connection
+
+    def waiting(self) -> bool:
+        """Tell whether another frontend has connected."""
+        return self._socket is not None and self._listens and _has_connection(self._socket)
 
     def close(self) -> None:
         """Close the descriptor, unless it was a connection that has been given away."""

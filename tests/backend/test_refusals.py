@@ -189,18 +189,38 @@ def test_one_guest_that_cannot_be_served_among_others(tmp_path: Path) -> None:
         assert states["first"].startswith("failed: there is no interface 'nowhere0'")
 
 
+# Once there is something on its path, a connector fails for good: no way is known in which a real one does.
+FAILING = """
+import asyncio
+from guestwire.cli.main import main
+from guestwire.errors import HostError
+from guestwire.vhost_user.endpoint import Connector
+
+async def connection(self):
+    while not self._path.exists():
+        await asyncio.sleep(0.01)
+    raise HostError(f"{self._path} is broken", "mend it")
+
+Connector.connection = connection
+main()
+"""
+TWO_CONNECTING = TWO_GUESTS.replace("port =", 'role = "connect"\nport =')
+
+
 def test_a_guest_that_fails_later_among_others(tmp_path: Path) -> None:
     file = tmp_path / "guests.toml"
-    connecting = TWO_GUESTS.replace('port = "{port}"', 'port = "{port}"\nrole = "connect"')
-    file.write_text(connecting.format(names=("first", "second"), folder=tmp_path, port="echo"))
-    with Backend(tmp_path, arguments=[str(file)], sockets=[tmp_path / "two.sock"] * 2) as backend:
+    first = TWO_GUESTS.replace('port = "{port}"', 'port = "{port}"\nrole = "connect"', 1)
+    file.write_text(first.format(names=("first", "second"), folder=tmp_path, port="echo"))
+    sockets = [tmp_path / "two.sock"] * 2
+    command = (sys.executable, "-c", FAILING)
+    with Backend(tmp_path, arguments=[str(file)], sockets=sockets, command=command) as backend:
         assert status(backend)["first"].state == "connecting"
-        (tmp_path / "one.sock").write_text("no socket")
+        (tmp_path / "one.sock").touch()
         with FakeGuest(tmp_path / "two.sock") as guest:
             while "not served" not in backend.text():
                 assert guest.pair.exchange(FrameStream(), 100, wait=True).received == 100
         (said,) = complaints(backend.text())
-        assert "one.sock exists and is not a socket; choose another path" in said
+        assert "one.sock is broken; mend it" in said
         assert status(backend)["first"].state.startswith("failed: ")
 
 
@@ -208,20 +228,34 @@ def test_a_process_whose_guests_have_all_failed_fails(tmp_path: Path) -> None:
     """So whoever watches over it sees that nobody is served, also when that happens long after its start."""
     sockets = [tmp_path / "one.sock", tmp_path / "two.sock"]
     file = tmp_path / "guests.toml"
-    file.write_text(
-        "".join(f'[[guest]]\nsocket_path = "{path}"\nport = "echo"\nrole = "connect"\n' for path in sockets)
+    file.write_text(TWO_CONNECTING.format(names=("first", "second"), folder=tmp_path, port="echo"))
+    backend = Backend(
+        tmp_path, arguments=[str(file)], sockets=sockets, command=(sys.executable, "-c", FAILING)
     )
-    backend = Backend(tmp_path, arguments=[str(file)], sockets=sockets)
     backend.__enter__()
     try:
         for number, path in enumerate(sockets):
-            path.write_text("no socket")
+            path.touch()
             wait_until(lambda: backend.text().count("not served") > number)  # noqa: B023
-        assert backend.process.wait(60) == DESCRIPTION
+        assert backend.process.wait(60) == HOST
     finally:
         processes.stop(backend.process)
-    assert re.search(r"^guestwire: .* exists and is not a socket", backend.text(), re.MULTILINE)
+    assert re.search(r"^guestwire: .* is broken$", backend.text(), re.MULTILINE)
     assert "Traceback" not in backend.text()
+
+
+def test_a_guest_that_meets_a_wrong_socket_waits_for_the_right_one(tmp_path: Path) -> None:
+    path = tmp_path / "guest.sock"
+    with Backend(tmp_path, "echo", ["--connect"]) as backend:
+        path.write_text("no socket")
+        wait_until(lambda: "exists and is not a socket" in backend.text())
+        assert status(backend)["guest"].state == "connecting"
+        path.unlink()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+            listening.settimeout(10)
+            listening.bind(os.fspath(path))
+            listening.listen(1)
+            listening.accept()[0].close()
 
 
 def test_a_cpu_that_does_not_exist(tmp_path: Path) -> None:

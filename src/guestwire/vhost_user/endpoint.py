@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import select
 import socket
@@ -27,6 +28,8 @@ from typing import Protocol
 from guestwire.accepting import Acceptor, passes
 from guestwire.errors import ConfigurationError, GuestwireError, HostError, shortage_remedy
 from guestwire.vhost_user.socket_file import SocketAccess, bind
+
+log = logging.getLogger(__name__)
 
 _WHOSE = "a frontend's"
 _LOCK_SECONDS = 2.0  # it is held for less than a millisecond, and signals have to wait for us
@@ -242,21 +245,29 @@ class Connector:
         self._path = path
         self._retry_interval = retry_interval
         self._next_attempt = 0.0
+        self._complaint = ""
         _is_socket(path)
 
     async def connection(self) -> socket.socket | None:
         """Try until a frontend takes the connection.
 
-        Raises:
-            ConfigurationError: something else than a socket has appeared on the path.
-            HostError: this user may not connect.
+        What is in the way (something else than a frontend's socket, or one that this user may not use) may go
+        again: it is said once, not taken for an end.
         """
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._next_attempt - loop.time())
             self._next_attempt = loop.time() + self._retry_interval
-            connection = self._attempt()
+            try:
+                connection = self._attempt()
+            except GuestwireError as error:
+                if str(error) != self._complaint:
+                    self._complaint = str(error)
+                    remedy = f"; {error.remedy}" if error.remedy else ""
+                    log.warning("%s%s; it is tried again until it works", error, remedy)
+                continue
             if connection is not None:
+                self._complaint = ""
                 return connection
 
     def _attempt(self) -> socket.socket | None:

@@ -48,6 +48,7 @@ _Result = TypeVar("_Result")
 
 SHARE_WATCH_SECONDS = 10.0
 START_WATCH_SECONDS = 0.5
+PORT_WATCH_SECONDS = 2.0
 MEMORY_WATCH_SECONDS = 0.1
 SPREAD_SECONDS = 0.1  # after a queue pair has begun or ended work: others follow, as a guest starts and stops
 MEMORY_WATCH_SHARE = 0.05  # of a CPU's time, at most, for a guest that has much memory
@@ -312,6 +313,7 @@ class Daemon:
             asyncio.create_task(self._follow_memory(guest)),
             asyncio.create_task(self._follow_pairs(guest)),
             asyncio.create_task(self._watch_start(guest, endpoint, watched)),
+            asyncio.create_task(self._watch_port(guest)),
         ]
         try:
             await serve(endpoint, session, ended, changed)
@@ -381,6 +383,13 @@ class Daemon:
                 await self._change(guest.spread)
             except Exception as error:  # the next change has another chance
                 _log_error(guest, "its queues cannot be shared out", error)
+
+    async def _watch_port(self, guest: Guest) -> None:
+        """Look for what the kernel tells nobody of."""
+        while True:
+            await asyncio.sleep(PORT_WATCH_SECONDS)
+            if guest.port.interface_index is not None and await self._change(lambda: guest.port.disturbed):
+                self._look_at(guest)
 
     async def _follow_memory(self, guest: Guest) -> None:
         pause = MEMORY_WATCH_SECONDS

@@ -124,6 +124,8 @@ class Guest:
         """What people are told (`guestwire.control`)."""
         if self.lost is not None and not self.closed:
             return f"failed: {self.lost}; {self._rebind_command}"
+        if self.port.trouble is not None and not self.closed:
+            return f"cut off: {self.port.trouble}"
         return self.pairs.state
 
     @state.setter

@@ -9,12 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from backend.process import Backend, wait_until
-from guestwire.control import ask_rebind
 from guestwire.host.interface import AttachedProgram, attached_programs
-from guestwire.runtime import CONTROL_SOCKET
 from guestwire.testing import FakeGuest, FrameStream, Wire
 from net.queues import address_of
-from net.traffic import BURST, IDENTIFIER, peer_socket
+from net.traffic import BURST, IDENTIFIER, peer_socket, rebind_guest
 
 QUEUES = 4
 LEAVING = 0x100  # added to a guest's number
@@ -80,8 +78,7 @@ class Tenants:
         Raises:
             GuestwireError: it is refused.
         """
-        control = self.backend.log.parent / "run" / str(self.backend.pid) / CONTROL_SOCKET
-        ask_rebind(control, f"vm{tenant.number}", port)
+        rebind_guest(self.backend, f"vm{tenant.number}", port)
 
 
 @contextlib.contextmanager

@@ -145,6 +145,11 @@ class Traffic:
 def rebind(backend: Backend, port: str) -> float:
     """Have the one guest of a process bound to another port; milliseconds without one."""
     (name,) = status(backend)
+    return rebind_guest(backend, name, port)
+
+
+def rebind_guest(backend: Backend, name: str, port: str) -> float:
+    """Have one of several guests bound to another port; milliseconds without one."""
     control = backend.log.parent / "run" / str(backend.pid) / CONTROL_SOCKET
     done = ask_rebind(control, name, port)
     assert (done.guest, done.port) == (name, port)

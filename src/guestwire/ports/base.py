@@ -82,6 +82,14 @@ class Port(Protocol):
     def gone(self) -> bool:
         """Whether the interface that was opened is no more. It does not come back, also not by its name."""
 
+    @property
+    def trouble(self) -> str | None:
+        """Why no frames arrive although the interface is there, as `refresh` has found; None if they can."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether `refresh` has something to mend that no event of the interface has told of."""
+
     def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
         """Get hold of what the port is made of, and refuse now whatever can be known to be refused later.
 

@@ -50,6 +50,8 @@ class SimplePort(CoversItself):
     interface_index = None
     link_up = True
     gone = False
+    trouble = None
+    disturbed = False
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -118,6 +120,8 @@ class PcapControl(CoversItself):
     interface_index = None
     link_up = True
     gone = False
+    trouble = None
+    disturbed = False
 
     def __init__(self, source: str, sink: str, *, repeat: bool = False) -> None:
         self.source, self.sink, self.repeat = source, sink, repeat

@@ -114,6 +114,8 @@ class TapControl(CoversItself):
     """
 
     bounce_frames = 0
+    trouble = None
+    disturbed = False
     poll_us = 0  # each poll would be a system call
     in_order = True
 

@@ -101,6 +101,8 @@ class WireControl(CoversItself):
     interface_index = None
     link_up = True
     gone = False
+    trouble = None
+    disturbed = False
 
     def __init__(self, network: str, options: WireOptions | None = None, *, guest: str = "") -> None:
         self.name, self.options = network, options or WireOptions()

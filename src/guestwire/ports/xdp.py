@@ -145,6 +145,7 @@ class XdpControl:
         self._attached: dict[int, _Attached] = {}
         self._covers: dict[int, tuple[int, ...]] = {}  # by pair: those whose frames it takes
         self._past: dict[str, int] = {}
+        self.trouble: str | None = None
 
     # --- the port's life -----------------------------------------------------------------------------
 
@@ -530,13 +531,34 @@ class XdpControl:
 
     @property
     def link_up(self) -> bool:
-        """Whether the interface was up, with a carrier, when it was last looked at."""
-        return self._interface is not None and self._interface.up and self._interface.carrier
+        """Whether the interface was up, with a carrier, and had our program, when it was last looked at."""
+        interface = self._interface
+        return interface is not None and interface.up and interface.carrier and self.trouble is None
 
     @property
     def gone(self) -> bool:
         """Whether the interface was no more when it was last looked at."""
         return self._gone
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether somebody has taken the XDP program off, by force (BPF_LINK_DETACH)."""
+        shared = self._shared
+        return shared is not None and not self._gone and not shared.attached
+
+    def _mend(self) -> None:
+        """Put the XDP program back if somebody has taken it off, or say why that cannot be."""
+        if self._shared is None:
+            return
+        try:
+            self._shared.attach_again(self.name)
+        except HostError as error:
+            why = f"somebody has taken the XDP program off: {error}"
+            if why != self.trouble:
+                log.error("%s: %s; %s", self.name, why, error.remedy)
+            self.trouble = why
+        else:
+            self.trouble = None
 
     def refresh(self) -> bool:
         """Look at the interface again, under the name that it has now.
@@ -558,6 +580,7 @@ class XdpControl:
             self._interface = dataclasses.replace(self._interface, up=False, carrier=False)
             return False
         self._interface, self.name = interface, interface.name
+        self._mend()
         starved = any(
             buffers_needed(interface, one.plan) > one.reserve
             for one in self._attached.values()

@@ -90,6 +90,12 @@ class SharedInterface:
         with self._lock:
             return any(queue in claim.queues for claim in self._claims if claim is not beside)
 
+    @property
+    def attached(self) -> bool:
+        """Whether the program is still on the interface, or nobody wants it there any more."""
+        with self._lock:
+            return not self._claims or self.program.attached
+
     def attach_again(self, name: str) -> None:
         """Put the program back if somebody has taken it off; the interface is called ``name`` now.
 

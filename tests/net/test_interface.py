@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -210,6 +211,59 @@ def test_default_route(namespace: Namespace, route: str) -> None:
     assert open_in(namespace, "one").carries_default_route
     assert open_in(namespace, "two").carries_default_route == ("nexthop" in route)
     assert not open_in(namespace, "spare").carries_default_route
+
+
+@pytest.mark.parametrize("route", ["-6 route add default dev one", "-6 route add default dev one table 77"])
+def test_default_route_of_ipv6(namespace: Namespace, route: str) -> None:
+    add_links(
+        namespace,
+        *("ip link add one type veth peer name far1", "ip link add spare type veth peer name far2"),
+        *(f"sysctl -q net.ipv6.conf.{name}.disable_ipv6=0" for name in ("one", "spare")),
+        *(f"ip link set {name} up" for name in ("one", "far1", "spare", "far2")),
+        "ip -6 route add unreachable default metric 5000",
+    )
+    assert not open_in(namespace, "one").carries_default_route
+    add_links(namespace, f"ip {route}")
+    assert open_in(namespace, "one").carries_default_route
+    assert not open_in(namespace, "spare").carries_default_route
+
+
+def test_default_route_by_a_nexthop_object(namespace: Namespace) -> None:
+    add_links(
+        namespace,
+        "ip link add one type veth peer name far1",
+        "ip link add spare type veth peer name far2",
+        "ip addr add 198.51.100.1/24 dev one",
+        *(f"ip link set {name} up" for name in ("one", "far1", "spare", "far2")),
+        "sysctl -q net.ipv4.nexthop_compat_mode=0",
+        "ip nexthop add id 1 via 198.51.100.2 dev one",
+        "ip route add default nhid 1",
+    )
+    assert open_in(namespace, "one").carries_default_route
+    assert not open_in(namespace, "spare").carries_default_route
+
+
+def test_a_table_of_many_routes_takes_no_time(namespace: Namespace, tmp_path: Path) -> None:
+    """Of 100,000 routes half are this interface's. Time is that of the CPU, whatever else runs on it."""
+    add_links(
+        namespace,
+        *("ip link add one type veth peer name far1", "ip link add two type veth peer name far2"),
+        *(f"ip link set {name} up" for name in ("one", "far1", "two", "far2")),
+    )
+    batch = tmp_path / "routes"
+    batch.write_text(
+        "".join(
+            f"route add {10 + number // 65536}.{number // 256 % 256}.{number % 256}.0/24 dev {name}\n"
+            for number, name in zip(range(100_000), itertools.cycle(("one", "two")))
+        )
+    )
+    add_links(namespace, f"ip -batch {batch}")
+    before = time.process_time()
+    assert not open_in(namespace, "one").carries_default_route
+    add_links(namespace, "ip route add default dev two")
+    assert not open_in(namespace, "one").carries_default_route
+    assert open_in(namespace, "two").carries_default_route
+    assert time.process_time() - before < 5
 
 
 def test_default_route_above(namespace: Namespace) -> None:

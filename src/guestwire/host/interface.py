@@ -17,6 +17,7 @@ from typing import Any, Final
 from guestwire.errors import HostError
 from guestwire.host import ethtool, netlink
 from guestwire.host.netlink import XdpSupport
+from guestwire.host.routes import default_route_leaves_by
 
 _SYSFS_INTERFACES: Final = Path("/sys/class/net")
 _SYSFS_PCI_DEVICES: Final = Path("/sys/bus/pci/devices")
@@ -193,7 +194,7 @@ class Interface:
                 or link.get_attr("IFLA_NUM_TX_QUEUES")
             ),
             channels=channels,
-            carries_default_route=index in _below(netlink.default_route_interfaces(), links),
+            carries_default_route=default_route_leaves_by(_above(index, links)),
             xdp=netlink.xdp_support(index),
             programs=_programs(link),
             peer=_peer(link, links) if kind == "veth" else None,
@@ -297,21 +298,21 @@ def _programs(link: Any) -> tuple[AttachedProgram, ...]:
     return tuple(AttachedProgram(id=number, mode=mode) for mode, number in found if number)
 
 
-def _below(indices: frozenset[int], links: list[Any]) -> frozenset[int]:
-    """Those interfaces and all that their frames pass through in this namespace.
+def _above(index: int, links: list[Any]) -> frozenset[int]:
+    """That interface and all whose frames pass through it in this namespace.
 
     A member of a bridge or bond names it as its master; a VLAN or macvlan names what it stands on
     as its link.
     """
-    found = set(indices)
+    found = {index}
     while True:
-        members = {link["index"] for link in links if link.get_attr("IFLA_MASTER") in found}
-        lower = {
-            link.get_attr("IFLA_LINK")
+        masters = {link.get_attr("IFLA_MASTER") for link in links if link["index"] in found}
+        upper = {
+            link["index"]
             for link in links
-            if link["index"] in found and link.get_attr("IFLA_LINK_NETNSID") is None
+            if link.get_attr("IFLA_LINK") in found and link.get_attr("IFLA_LINK_NETNSID") is None
         }
-        grown = found | members | {index for index in lower if index}
+        grown = found | upper | {master for master in masters if master}
         if grown == found:
             return frozenset(found)
         found = grown

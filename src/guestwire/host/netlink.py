@@ -246,19 +246,6 @@ def namespace_path(name: str) -> Path:
     return _NAMED_NAMESPACES / name
 
 
-def default_route_interfaces() -> frozenset[int]:
-    """The interfaces that default routes of the current namespace leave by, in any table."""
-
-    def ask() -> frozenset[int]:
-        with IPRoute() as route:
-            routes = [entry for entry in route.get_routes() if entry["dst_len"] == 0]
-        hops = [hop for entry in routes for hop in entry.get_attr("RTA_MULTIPATH") or ()]
-        leaving = {entry.get_attr("RTA_OIF") for entry in routes} | {hop["oif"] for hop in hops}
-        return frozenset(index for index in leaving if index)
-
-    return outside_event_loop(ask)
-
-
 def addresses(interface_index: int) -> tuple[str, ...]:
     """The IP addresses of an interface, such as ``192.0.2.1/24``, without IPv6's of scope link.
 

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from guestwire.errors import ConfigurationError, HostError
 from guestwire.host import netlink
 from guestwire.host.privileges import Capability, permission_error
+from guestwire.host.routes import default_route_leaves_by
 from guestwire.host.tap import (
     FLAGS,
     FRAMES,
@@ -103,7 +104,7 @@ def _require_usable(name: str, link: Any, queues: int, prefix: str) -> bool:
         )
     if data.get_attr("IFLA_TUN_NUM_QUEUES") or data.get_attr("IFLA_TUN_NUM_DISABLED_QUEUES"):
         raise _in_use(name)
-    if link["index"] in netlink.default_route_interfaces():
+    if default_route_leaves_by([link["index"]]):
         raise HostError(
             f"TAP interface {name} carries the default route of its network namespace: whoever made that "
             "route did not mean a guest",

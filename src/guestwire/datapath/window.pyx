@@ -50,10 +50,13 @@ cdef extern from "<signal.h>" nogil:
 from guestwire.datapath.page_watch import PageWatch
 
 from guestwire.datapath.atomics cimport (
+    fence_seq_cst,
+    load_acquire_u32,
     load_relaxed_u32,
     load_relaxed_u64,
     store_relaxed_u32,
     store_relaxed_u64,
+    store_release_u32,
 )
 
 cdef enum:
@@ -94,8 +97,19 @@ cdef uint64_t window_search(
 # Touching a page behind the end of its file raises SIGBUS. The handler puts anonymous memory in the
 # region's place, so that the access completes (with zeros) and the worker's next look at `fault`
 # stops this guest alone. It runs in the faulting thread and calls nothing but mmap.
+#
+# Other windows come and go meanwhile, so the handler follows no pointer but that to the window in which the
+# fault lies, which nobody closes while it is used. Where each window lies stands in a table that is never
+# freed. A slot's sequence is odd while the slot is being changed: what was read then, or across a change, is
+# another window's (tests/model/test_window_slots.py).
 
-cdef uint64_t live_windows[MAX_WINDOWS]     # window *, or 0
+cdef struct slot:
+    uint32_t sequence
+    uint64_t base
+    uint64_t size
+    uint64_t window         # window *, or 0
+
+cdef slot slots[MAX_WINDOWS]
 cdef sigaction_t previous_action
 cdef bint handler_installed = False
 
@@ -117,12 +131,34 @@ cdef bint repair_fault(window *w, uint64_t address) noexcept nogil:
     return False
 
 
+cdef void set_slot(slot *s, uint64_t base, uint64_t size, uint64_t of) noexcept nogil:
+    """Change a slot; the GIL is held, so that nobody else does."""
+    store_relaxed_u32(&s.sequence, s.sequence + 1)
+    fence_seq_cst()     # the odd sequence before what changes: pairs with the fence in window_of_fault
+    store_relaxed_u64(&s.base, base)
+    store_relaxed_u64(&s.size, size)
+    store_relaxed_u64(&s.window, of)
+    store_release_u32(&s.sequence, s.sequence + 1)  # what has changed before the even sequence
+
+
+cdef window *window_of_fault(const slot *s, uint64_t address) noexcept nogil:
+    """Return the window in a slot if an address lies in it, else NULL."""
+    cdef uint32_t sequence = load_acquire_u32(&s.sequence)
+    cdef uint64_t base = load_relaxed_u64(&s.base)
+    cdef uint64_t size = load_relaxed_u64(&s.size)
+    cdef uint64_t of = load_relaxed_u64(&s.window)
+    fence_seq_cst()     # what was read before the sequence once more: pairs with the fence in set_slot
+    if sequence & 1 or load_relaxed_u32(&s.sequence) != sequence or address - base >= size:
+        return NULL
+    return <window *><uintptr_t>of
+
+
 cdef void on_bus_error(int number, siginfo_t *info, void *context) noexcept nogil:
     cdef int i
     cdef int saved_errno = errno
     cdef window *w
     for i in range(MAX_WINDOWS):
-        w = <window *><uintptr_t>load_relaxed_u64(&live_windows[i])
+        w = window_of_fault(&slots[i], <uintptr_t>info.si_addr)
         if w != NULL and repair_fault(w, <uintptr_t>info.si_addr):
             (&errno)[0] = saved_errno
             return
@@ -143,8 +179,8 @@ cdef int watch_window(window *w) except -1:
             raise OSError(errno, "cannot install the SIGBUS handler: " + os.strerror(errno))
         handler_installed = True
     for i in range(MAX_WINDOWS):
-        if live_windows[i] == 0:
-            store_relaxed_u64(&live_windows[i], <uintptr_t>w)
+        if slots[i].window == 0:
+            set_slot(&slots[i], <uintptr_t>w.base, w.size, <uintptr_t>w)
             return 0
     raise OSError(f"more than {MAX_WINDOWS} guests in one process")
 
@@ -152,8 +188,8 @@ cdef int watch_window(window *w) except -1:
 cdef void unwatch_window(window *w) noexcept nogil:
     cdef int i
     for i in range(MAX_WINDOWS):
-        if live_windows[i] == <uintptr_t>w:
-            store_relaxed_u64(&live_windows[i], 0)
+        if slots[i].window == <uintptr_t>w:
+            set_slot(&slots[i], 0, 0, 0)
 
 
 def _require_shared_memory(fd):

@@ -23,7 +23,7 @@ def group_number(group: str | int) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        if name.isascii() and name.isdigit() and int(name) < 1 << 32 - 1:
+        if name.isascii() and name.isdigit() and int(name) < (1 << 32) - 1:  # which stands for none
             return int(name)
     raise ConfigurationError(f"there is no group {name!r} on this machine", "getent group, which lists them")
 

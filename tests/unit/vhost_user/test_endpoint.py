@@ -141,6 +141,7 @@ def test_a_socket_that_cannot_be_given_away_is_removed(path, monkeypatch):
 def test_groups_have_names_and_numbers():
     assert group_number("root") == group_number("0") == group_number(0) == 0
     assert group_number(4711) == 4711
+    assert group_number((1 << 32) - 2) == (1 << 32) - 2  # the last one
     for name in ("no such group", "-1", str((1 << 32) - 1), "٣"):
         with pytest.raises(ConfigurationError, match="there is no group"):
             group_number(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,21 @@ def test_what_is_no_port(words: str, error: str) -> None:
 
 
 # --- capture files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigurationError, match="is a pipe: the input is read as a whole"):
+        PcapControl(str(pipe), "").open(1)
+    with pytest.raises(HostError, match=r"cannot create the capture file .*: No such device or address"):
+        PcapControl("", str(pipe)).open(1)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    port = PcapControl("", str(pipe))
+    port.open(1)
+    port.close()
+    os.close(reader)
 
 
 def test_a_capture_file_that_is_missing(tmp_path: Path) -> None:

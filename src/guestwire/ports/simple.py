@@ -134,9 +134,11 @@ class PcapControl(CoversItself):
         if self.source:
             self._capture = self._read()
         if self.sink:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            # A pipe that nobody reads is refused at once: to wait for a reader would be deaf to signals.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
             try:
                 self._sink_fd = os.open(self.sink, flags, 0o600)
+                os.set_blocking(self._sink_fd, True)
             except OSError as error:
                 raise HostError(
                     f"cannot create the capture file {self.sink}: {error.strerror}",
@@ -147,6 +149,10 @@ class PcapControl(CoversItself):
         """Nothing to change."""
 
     def _read(self) -> Capture:
+        if Path(self.source).is_fifo():  # to wait for its writer would be deaf to signals
+            raise ConfigurationError(
+                f"{self.source} is a pipe: the input is read as a whole", f"cat {self.source} > FILE"
+            )
         try:
             capture = capture_file.read(Path(self.source).read_bytes())
         except OSError as error:

@@ -28,57 +28,42 @@ from guestwire.datapath.abi cimport (
 from guestwire.datapath.checksum cimport checksum_fold, checksum_pieces, checksum_sum
 from guestwire.datapath.counters cimport DROP_BAD_OFFLOAD
 from guestwire.datapath.frames cimport ETHERNET_HEADER, GOOD_FRAME, piece
+from guestwire.datapath.packet_headers cimport (
+    IPV4_TOTAL_LENGTH,
+    IPV6_HEADER,
+    IPV6_PAYLOAD_LENGTH,
+    PACKET,
+    TCP,
+    TCP_CHECKSUM,
+    UDP,
+    UDP_CHECKSUM,
+    find_packet,
+    get_u16,
+    layout,
+    ntohs,
+)
 from guestwire.datapath.ring cimport BURST_SEGMENTS
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint16_t htons(uint16_t value)
     uint32_t htonl(uint32_t value)
-    uint16_t ntohs(uint16_t value)
     uint32_t ntohl(uint32_t value)
 
 cdef enum:
-    ETHERTYPE_IPV4 = 0x0800
-    ETHERTYPE_IPV6 = 0x86DD
-    ETHERTYPE_VLAN = 0x8100         # IEEE 802.1Q
-    ETHERTYPE_QINQ = 0x88A8         # IEEE 802.1ad
-    VLAN_TAG = 4
     # RFC 791, 3.1
-    IPV4_HEADER = 20
-    IPV4_TOTAL_LENGTH = 2
     IPV4_IDENTIFICATION = 4
-    IPV4_FRAGMENT = 6
-    IPV4_PROTOCOL = 9
     IPV4_CHECKSUM = 10
-    MORE_FRAGMENTS_AND_OFFSET = 0x3FFF
-    # RFC 8200, 3 and 4
-    IPV6_HEADER = 40
-    IPV6_PAYLOAD_LENGTH = 4
-    IPV6_NEXT_HEADER = 6
-    IPV6_EXTENSION = 8              # their length is in these units, the first not counted
-    HOP_BY_HOP = 0
-    ROUTING = 43
-    DESTINATION = 60
     # RFC 9293, 3.1
-    TCP = 6
     TCP_HEADER = 20
     TCP_SEQUENCE = 4
     TCP_DATA_OFFSET = 12
     TCP_FLAGS = 13
-    TCP_CHECKSUM = 16
     TCP_FIN = 0x01
     TCP_PSH = 0x08
     TCP_CWR = 0x80
     # RFC 768
-    UDP = 17
     UDP_HEADER = 8
     UDP_LENGTH = 4
-    UDP_CHECKSUM = 6
-
-
-cdef inline uint16_t get_u16(const uint8_t *at) noexcept nogil:
-    cdef uint16_t value
-    memcpy(&value, at, 2)
-    return ntohs(value)
 
 
 cdef inline void put_u16(uint8_t *at, uint16_t value) noexcept nogil:
@@ -94,64 +79,6 @@ cdef inline void add_to_u32(uint8_t *at, uint32_t number) noexcept nogil:
 
 
 # --- headers -------------------------------------------------------------------------------------------
-
-# What is found where in a frame's headers. Each function that looks for more gets the bytes that are `known`
-# and returns False if the frame is not one of TCP or UDP in an IP packet that ends where the frame ends.
-cdef struct layout:
-    uint32_t network
-    uint32_t transport
-    bint ipv4
-    uint8_t protocol
-
-
-cdef bint find_ipv4(const uint8_t *header, uint32_t known, uint32_t length, layout *found) noexcept nogil:
-    cdef const uint8_t *ip = header + found.network
-    cdef uint32_t ip_header
-    if found.network + IPV4_HEADER > known:
-        return False
-    ip_header = (ip[0] & 15) * 4
-    found.ipv4 = True
-    found.transport = found.network + ip_header
-    found.protocol = ip[IPV4_PROTOCOL]
-    return (ip[0] >> 4 == 4 and ip_header >= IPV4_HEADER
-            and get_u16(ip + IPV4_TOTAL_LENGTH) == length - found.network
-            and get_u16(ip + IPV4_FRAGMENT) & MORE_FRAGMENTS_AND_OFFSET == 0)
-
-
-cdef bint find_ipv6(const uint8_t *header, uint32_t known, uint32_t length, layout *found) noexcept nogil:
-    """The extension headers passed over are those behind which Linux segments."""
-    cdef const uint8_t *ip = header + found.network
-    cdef uint32_t at = found.network + IPV6_HEADER
-    if at > known:
-        return False
-    found.ipv4 = False
-    found.protocol = ip[IPV6_NEXT_HEADER]
-    while found.protocol == HOP_BY_HOP or found.protocol == ROUTING or found.protocol == DESTINATION:
-        if at + IPV6_EXTENSION > known:
-            return False
-        found.protocol = header[at]
-        at += (header[at + 1] + 1) * IPV6_EXTENSION
-    found.transport = at
-    return (ip[0] >> 4 == 6
-            and get_u16(ip + IPV6_PAYLOAD_LENGTH) == length - found.network - IPV6_HEADER)
-
-
-cdef bint find_network(const uint8_t *header, uint32_t known, uint32_t length, layout *found) noexcept nogil:
-    cdef uint32_t at = ETHERNET_HEADER
-    cdef uint16_t ethertype
-    if at > known:
-        return False
-    ethertype = get_u16(header + at - 2)
-    while ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_QINQ:
-        at += VLAN_TAG
-        if at > known:
-            return False
-        ethertype = get_u16(header + at - 2)
-    found.network = at
-    if ethertype == ETHERTYPE_IPV4:
-        return find_ipv4(header, known, length, found)
-    return ethertype == ETHERTYPE_IPV6 and find_ipv6(header, known, length, found)
-
 
 cdef bint right_protocol(const layout *found, uint8_t gso_type) noexcept nogil:
     if gso_type == VIRTIO_NET_HDR_GSO_UDP_L4:
@@ -214,7 +141,9 @@ cdef bint begin_large(segmenter *s, const net_header *h, uint32_t known, uint32_
     cdef uint32_t size
     if not h.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM or h.gso_size == 0:
         return False
-    if not find_network(s.header, known, length, &found) or not right_protocol(&found, h.gso_type):
+    if find_packet(s.header, known, length, &found) != PACKET or found.end != length:
+        return False
+    if not right_protocol(&found, h.gso_type):
         return False
     size = transport_header(s.header, known, length, &found)
     s.tcp = found.protocol == TCP

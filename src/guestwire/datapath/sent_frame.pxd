@@ -27,7 +27,9 @@ cdef struct sent_frame:
     segmenter segmenter
 
 # Begin with the frame in a chain, whose `header` is what check_sent_frame copied: GOOD_FRAME or DROP_... .
-# What it asks for is passed on if the guest that is to receive it has `accepted` that; 0: there is none.
+# What it asks for is passed on if who is to receive it has `accepted` that, named by the features by which
+# guests do; 0: nobody has. A checksum is passed on only if it is that of the frame's own TCP or UDP header;
+# the headers then are a copy.
 cdef int sent_frame_begin(
     sent_frame *f, pair_context *pair, const burst *frames, const chain *c, const net_header *header,
     uint64_t accepted

@@ -15,6 +15,7 @@ from guestwire.datapath.atomics cimport load_relaxed_u32
 from guestwire.datapath.frames cimport LONGEST_GSO_FRAME
 from guestwire.datapath.port cimport pair_context, port_interface
 from guestwire.datapath.ring cimport BURST_CHAINS, BURST_SEGMENTS, segment
+from guestwire.datapath.sent_frame cimport sent_frame
 
 cdef enum:
     MOST_VECTORS = 1024             # of one call (UIO_MAXIOV)
@@ -45,6 +46,7 @@ cdef struct tap_port:
     used_element received_elements[BURST_CHAINS]
     iovec vectors[BURST_SEGMENTS + BURST_CHAINS + 1]
     iovec send_vectors[MOST_VECTORS + 1]
+    sent_frame frame                # one with offloads
     uint8_t spill[SPILL_BYTES]
 
 cdef inline void list_segments(

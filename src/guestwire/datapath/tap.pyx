@@ -5,8 +5,9 @@ Every frame is a readv or writev on the buffers themselves, so the kernel's copy
 call for each frame is how a TAP interface works: it has no call for several. What makes it fast are frames
 of 64 KiB, whose virtio_net_hdr the kernel reads and writes as the guest's driver does.
 
-The header is always ours. One that is sent is a checked copy, which the guest cannot change afterwards. One
-that is received comes into our memory first: the kernel's is not believed either, since a frame may have
+The virtio_net_hdr is always ours. One that is sent is a checked copy, which the guest cannot change
+afterwards, and so are the frame's own headers if it asks for anything: the kernel gets those that were looked
+at. One that is received comes into our memory first: the kernel's is not believed either, since a frame may have
 been queued before TUNSETOFFLOAD, for a guest that accepted more.
 
 Receiving is in tap_receive.pyx, sending here.
@@ -42,11 +43,15 @@ from guestwire.datapath.counters cimport (
 from guestwire.datapath.frames cimport GOOD_FRAME, check_sent_frame
 from guestwire.datapath.port cimport Port, pair_context, port_interface
 from guestwire.datapath.ring cimport burst, chain, chain_segments
+from guestwire.datapath.sent_frame cimport sent_frame, sent_frame_begin
 from guestwire.datapath.tap_receive cimport tap_rx_poll, tap_rx_post
 
 cdef enum:
     PATIENCE_NS = 1000000000        # how long the kernel may refuse a frame before it is dropped
     SEND_LATER = -2                 # beside GOOD_FRAME and DROP_...
+
+# Nothing is negotiated that the kernel behind the interface does not do.
+cdef uint64_t ALL_THAT_WAS_NEGOTIATED = ~<uint64_t>0
 
 
 cdef int refused(tap_port *t) noexcept nogil:
@@ -67,31 +72,56 @@ cdef int refused(tap_port *t) noexcept nogil:
     return SEND_LATER if now - t.refused_since < PATIENCE_NS else DROP_UNSENT
 
 
+cdef int write_frame(tap_port *t, uint32_t count) noexcept nogil:
+    """Write a frame that lies in `send_vectors`: a header of ours, and so many others."""
+    cdef ssize_t sent = pwritev2(t.base.fd, t.send_vectors, 1 + count, -1, t.nowait)
+    if sent < 0 and errno == EOPNOTSUPP and t.nowait:
+        t.nowait = 0
+        sent = pwritev2(t.base.fd, t.send_vectors, 1 + count, -1, 0)
+    if sent >= 0:
+        return GOOD_FRAME
+    if errno == EFAULT:
+        touch(&t.send_vectors[1], count)
+        return DROP_UNSENT
+    return refused(t)
+
+
+cdef int send_offloads(
+    tap_port *t, const burst *frames, const chain *c, const net_header *header
+) noexcept nogil:
+    """Send a frame that asks for something, its headers from a copy that was looked at."""
+    cdef sent_frame *f = &t.frame
+    cdef int reason = sent_frame_begin(f, t.base.pair, frames, c, header, ALL_THAT_WAS_NEGOTIATED)
+    cdef uint32_t i
+    if reason != GOOD_FRAME:
+        return reason
+    if f.piece_count >= MOST_VECTORS:
+        return DROP_TOO_LONG
+    if f.finishing:
+        memset(&f.header, 0, sizeof(f.header))
+    t.send_vectors[0].iov_base = &f.header
+    for i in range(f.piece_count):
+        t.send_vectors[1 + i].iov_base = <void *>f.pieces[i].data
+        t.send_vectors[1 + i].iov_len = f.pieces[i].length
+    return write_frame(t, f.piece_count)
+
+
 cdef int send_frame(tap_port *t, const burst *frames, const chain *c, net_header *header) noexcept nogil:
     """Send a frame with a checked header; returns GOOD_FRAME, DROP_... or SEND_LATER."""
     cdef pair_context *pair = t.base.pair
     cdef iovec *vectors = t.send_vectors
     cdef uint32_t count = c.segment_count
-    cdef ssize_t sent
+    vectors[0].iov_len = pair.header_size
+    if header.flags or header.gso_type:
+        return send_offloads(t, frames, c, header)
     if count >= MOST_VECTORS:
         return DROP_TOO_LONG
-    if header.flags == 0 and header.gso_type == 0:
-        # The kernel looks at the rest all the same.
-        memset(header, 0, sizeof(header[0]))
+    # The kernel looks at the rest all the same.
+    memset(header, 0, sizeof(header[0]))
     vectors[0].iov_base = header
-    vectors[0].iov_len = pair.header_size
     list_segments(pair, chain_segments(frames, c), count, &vectors[1])
     leave_out(&vectors[1], pair.header_size)
-    sent = pwritev2(t.base.fd, vectors, 1 + count, -1, t.nowait)
-    if sent < 0 and errno == EOPNOTSUPP and t.nowait:
-        t.nowait = 0
-        sent = pwritev2(t.base.fd, vectors, 1 + count, -1, 0)
-    if sent < 0:
-        if errno == EFAULT:
-            touch(&vectors[1], count)
-            return DROP_UNSENT
-        return refused(t)
-    return GOOD_FRAME
+    return write_frame(t, count)
 
 
 cdef void count_sent(tap_port *t, int result, const net_header *header, uint32_t length) noexcept nogil:

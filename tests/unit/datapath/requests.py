@@ -30,6 +30,16 @@ def udp(length: int, gso_size: int = 0, *, version: int = 4) -> tuple[NetHeader,
     return _request(UDP, header, 6, length, gso_size, version, VIRTIO_NET_HDR_GSO_UDP_L4)
 
 
+def in_a_tunnel() -> tuple[NetHeader, bytes]:
+    """A TCP segment in VXLAN that asks for its own checksum, as some drivers do."""
+    header, inner = tcp(100)
+    vxlan = struct.pack("!BxxxI", 8, 9 << 8) + inner
+    _, outer = udp(len(vxlan))
+    frame = outer[: -len(vxlan)] + vxlan
+    start = len(frame) - len(inner) + header.csum_start
+    return NetHeader(VIRTIO_NET_HDR_F_NEEDS_CSUM, csum_start=start, csum_offset=16), frame
+
+
 def _request(
     protocol: int, transport: bytes, offset: int, length: int, gso_size: int, version: int, gso_type: int
 ) -> tuple[NetHeader, bytes]:

@@ -188,3 +188,14 @@ def test_the_null_port_takes_what_is_sent() -> None:
     assert guest.tx.used() == [(0, 0)]
     assert guest.counted()["tx"]["frames"] == 1
     guest.close()
+
+
+def test_the_headers_that_were_looked_at_are_those_that_come_back() -> None:
+    """The receive buffer begins in the frame: what we write there is as if the guest changed it."""
+    header, frame = requests.tcp(60)
+    guest = Guest(EVERYTHING)
+    guest.send(header, frame)
+    guest.rx.offer((SEND + 20, 2048))
+    guest.run()
+    assert guest.read(SEND + 20, 12 + len(frame)) == header.pack()[:10] + b"\x01\x00" + frame
+    guest.close()

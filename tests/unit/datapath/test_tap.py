@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pty
 import socket
@@ -15,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guestwire.datapath.segmentation import segment
 from guestwire.datapath.tap import TapPort
 from guestwire.virtio.features import Feature
+from unit.datapath import requests
 from unit.datapath.memory import BUFFERS, GUEST_BASE, Machine
 
 LARGE = (
@@ -284,12 +287,36 @@ def send(g: Guest, data: bytes, *lengths: int, gap: int = GAP) -> None:
 @pytest.mark.parametrize("lengths", [(), (12,), (1,), (5, 7, 20), (11, 2), (1,) * 40])
 def test_a_frame_leaves_as_it_is_however_it_lies(lengths: tuple[int, ...]) -> None:
     with guest() as g:
-        frame = frame_of(1, 1400)
+        header, frame = requests.tcp(1346, 1448)
+        assert header.pack() == SEGMENTED
         send(g, SEGMENTED + frame, *lengths)
         g.machine.run()
         assert g.peer.recv(1 << 17) == SEGMENTED + frame
         counted = g.machine.counted()["tx"]
         assert (counted["frames"], counted["gso_frames"], counted["direct_frames"]) == (1, 1, 1)
+
+
+def test_the_kernel_gets_no_checksum_to_write_but_that_of_the_transport_header() -> None:
+    with guest() as g:
+        header, frame = requests.tcp(100)
+        send(g, header.pack() + frame)
+        g.machine.run()
+        assert g.peer.recv(1 << 17) == header.pack() + frame
+        # The IPv4 header's own, or an address in it; another place in the TCP header; another header size.
+        for start, offset in ((14, 10), (14, 12), (33, 17), (34, 14)):
+            for gso_type in (0, TCPV4):
+                forged = dataclasses.replace(
+                    header, csum_start=start, csum_offset=offset, gso_type=gso_type, gso_size=50
+                )
+                send(g, forged.pack() + frame)
+        g.machine.run()
+        assert g.drops("tx") == {"bad_offload": 8}
+        # What is inside a tunnel is computed here: nothing is left for the kernel to do.
+        header, frame = requests.in_a_tunnel()
+        send(g, header.pack() + frame)
+        g.machine.run()
+        assert g.peer.recv(1 << 17) == PLAIN + segment(header.pack(), frame)[0]
+        assert g.machine.counted()["tx"]["checksums"] == 1
 
 
 def test_a_header_that_asks_for_nothing_says_nothing() -> None:

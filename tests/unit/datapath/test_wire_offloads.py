@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from guestwire.datapath.segmentation import segment
@@ -219,3 +221,23 @@ def test_headers_that_contradict_themselves_are_dropped(join: Join) -> None:
     d.send(data, header)
     d.run()
     assert d.counted()["tx"]["drops"] == {"not_negotiated": 1}
+
+
+def test_no_receiver_gets_a_checksum_to_write_but_that_of_the_transport_header(join: Join) -> None:
+    header, data = requests.tcp(100)
+    a, b = join(features=SENDING), join(features=RECEIVING)
+    know(a, b)
+    b.offer(2)
+    data = for_guest(b, data)
+    # The IPv4 header's own, or an address in it; another place in the TCP header.
+    for start, offset in ((14, 10), (14, 12), (33, 17), (34, 14)):
+        a.send(data, dataclasses.replace(header, csum_start=start, csum_offset=offset))
+    a.run()
+    assert b.heard() == []
+    assert a.counted()["tx"]["drops"] == {"bad_offload": 4}
+    # What is inside a tunnel is computed by us, whatever the receiver accepts.
+    header, data = requests.in_a_tunnel()
+    data = for_guest(b, data)
+    a.send(data, header)
+    a.run()
+    assert b.heard_with_headers() == [(bytes(10) + b"\x01\x00", segment(header.pack(), data)[0])]

@@ -8,9 +8,27 @@ from typing import Protocol
 
 import guestwire.datapath.port
 from guestwire.datapath.window import Window
+from guestwire.errors import HostError
 from guestwire.virtio.features import Feature
 
 POLL_US = 50  # where polling only reads memory
+
+
+def require_source(source: str | None, mac: bytes) -> None:
+    """Make sure that a guest may have an address announced as its own.
+
+    Args:
+        source: the only one that it may send from; None for any.
+        mac: the one to announce.
+
+    Raises:
+        HostError: it is another.
+    """
+    if source is not None and mac != bytes.fromhex(source.replace(":", "")):
+        raise HostError(
+            f"the guest may not announce {mac.hex(':')}: it may send from {source} alone",
+            f"give its network device mac={source}, or the port source={mac.hex(':')}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

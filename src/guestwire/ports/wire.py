@@ -15,7 +15,7 @@ from guestwire.datapath.network import Network
 from guestwire.datapath.window import Window
 from guestwire.datapath.wire import WirePort
 from guestwire.errors import HostError
-from guestwire.ports.base import POLL_US, CoversItself, Port, PortStatus
+from guestwire.ports.base import POLL_US, CoversItself, Port, PortStatus, require_source
 from guestwire.ports.simple import LONGEST_MTU, MOST_QUEUE_PAIRS, RECEIVED_OFFLOADS, SENT_OFFLOADS
 from guestwire.virtio.features import Feature
 
@@ -173,7 +173,12 @@ class WireControl(CoversItself):
         return False
 
     def announce(self, mac: bytes) -> None:
-        """Let the others' frames for this address come here from now on."""
+        """Let the others' frames for this address come here from now on.
+
+        Raises:
+            HostError: the guest may not send from it.
+        """
+        require_source(self.options.source, mac)
         if self._network is not None:
             self._network.learn(self._member, mac, self.options.ageing)
 

@@ -40,7 +40,7 @@ from guestwire.host.pinned_memory import locked_memory_limit
 from guestwire.host.privileges import Capability, permission_error
 from guestwire.host.xdp_program import REQUIRED_CAPABILITIES, XdpProgram
 from guestwire.ports import busy_polling, geometry, modes
-from guestwire.ports.base import POLL_US, Port, PortStatus
+from guestwire.ports.base import POLL_US, Port, PortStatus, require_source
 from guestwire.ports.budget import GuestBudget
 from guestwire.ports.modes import MODES, Plan
 from guestwire.ports.pinning import pinning_obstacle
@@ -488,7 +488,12 @@ class XdpControl:
             time.sleep(LONGEST_RELEASE_SECONDS)
 
     def announce(self, mac: bytes) -> None:
-        """Send a gratuitous RARP from the interface."""
+        """Send a gratuitous RARP from the interface.
+
+        Raises:
+            HostError: the guest may not send from that address; or the kernel refuses.
+        """
+        require_source(self.options.source, mac)
         send_rarp(self.name, mac)
 
     # --- what it says of itself ----------------------------------------------------------------------

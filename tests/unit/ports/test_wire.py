@@ -91,3 +91,20 @@ def test_no_more_than_there_can_be() -> None:
     finally:
         for port in ports:
             port.close()
+
+
+def test_no_address_is_announced_but_the_one_that_the_guest_may_send_from() -> None:
+    port = WireControl("strict", WireOptions(source="02:00:00:00:00:0a"), guest="one")
+    other = WireControl("strict", guest="other")
+    for end in (port, other):
+        end.open(1)
+    try:
+        other.announce(b"\x02\0\0\0\0\x0b")
+        with pytest.raises(HostError, match=r"may not announce 02:00:00:00:00:0c: .*:0a alone"):
+            port.announce(b"\x02\0\0\0\0\x0c")
+        port.announce(b"\x02\0\0\0\0\x0a")
+        assert port._network is not None
+        assert port._network.addresses().keys() <= {b"\x02\0\0\0\0\x0b", b"\x02\0\0\0\0\x0a"}
+    finally:
+        for end in (port, other):
+            end.close()

@@ -13,6 +13,7 @@ from guestwire.host import interface
 from guestwire.host.interface import Interface
 from guestwire.ports import xdp
 from guestwire.ports.xdp import XdpControl
+from guestwire.ports.xdp_options import XdpOptions
 
 INTERFACE = Interface(
     name="nic0",
@@ -88,3 +89,16 @@ def test_a_new_name_is_followed(port: XdpControl, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Interface, "open", lambda _name: renamed)
     assert port.refresh() is False
     assert (port.gone, port.name, port.link_up) == (False, "lan0", True)
+
+
+def test_no_address_is_announced_but_the_one_that_the_guest_may_send_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    announced: list[tuple[str, bytes]] = []
+    monkeypatch.setattr(xdp, "send_rarp", lambda name, mac: announced.append((name, mac)))
+    port = XdpControl("nic0", XdpOptions(source="02:00:00:00:00:0a"))
+    with pytest.raises(HostError, match=r"may not announce 02:00:00:00:00:0c: .* 02:00:00:00:00:0a alone"):
+        port.announce(b"\x02\0\0\0\0\x0c")
+    port.announce(b"\x02\0\0\0\0\x0a")
+    XdpControl("nic0").announce(b"\x02\0\0\0\0\x0c")
+    assert announced == [("nic0", b"\x02\0\0\0\0\x0a"), ("nic0", b"\x02\0\0\0\0\x0c")]

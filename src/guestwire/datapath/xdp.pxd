@@ -29,7 +29,7 @@ cdef enum:
     SPANNED = 2                 # arrived as one of several buffers of a frame that is not taken yet
     ARRIVED = 0
     MOST_HELD = 513             # chains kept for stand-ins
-    POSTED_LEAST = 64           # chains beyond those, or none is posted
+    POSTED_LEAST = 64           # buffers that the kernel has beside stand-ins, whoever's they are
 
 cdef struct posted_buffer:
     uint64_t address            # in the UMEM, as written to the fill ring

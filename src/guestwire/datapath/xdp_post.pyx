@@ -256,12 +256,15 @@ cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
     cdef xdp_port *x = <xdp_port *>self
     cdef uint32_t before = x.fill.mine
     cdef uint32_t held = held_for_stand_ins(x)
-    cdef uint32_t reserve = max(x.reserve, held + POSTED_LEAST) if held else x.reserve
+    cdef uint32_t reserve = max(x.reserve, <uint32_t>POSTED_LEAST) if held else x.reserve
+    cdef uint32_t waiting
     if x.guest_memory:
         post_chains(x, buffers, held)
-        if reserve and x.chains_posted + max(x.spare_posted, chains_waiting(x, buffers)) < reserve:
-            # Of the chains that wait, the next passes post those beyond the spare frames.
-            post_spare_frames(x, reserve - x.chains_posted, COPY_FEW_BUFFERS, 0)
+        if reserve:
+            # Of the chains that wait, the next passes post those beyond the spare frames, or those held.
+            waiting = chains_waiting(x, buffers)
+            if x.chains_posted + max(x.spare_posted, waiting - min(waiting, held)) < reserve:
+                post_spare_frames(x, reserve - x.chains_posted, COPY_FEW_BUFFERS, 0)
     else:
         post_spare_frames(x, x.fill.size, COPY_BOUNCE_MODE, SEND_RESERVE)
     if x.fill.mine != before:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -101,6 +101,20 @@ def read_counters(path: Path) -> list[PairCounters]:
 def _add(into: dict[str, int], what: dict[str, int]) -> None:
     for key, value in what.items():
         into[key] = into.get(key, 0) + value
+
+
+def lost_in_kernel(kernel: Mapping[str, int]) -> dict[str, int]:
+    """Return how many frames for a guest its sockets lost, by the kernel's names, each frame once.
+
+    In copy mode XDP_STATISTICS has one that finds no buffer in ``rx_fill_ring_empty`` and in ``rx_dropped``.
+    """
+    empty = kernel.get("rx_fill_ring_empty", 0)
+    lost = {
+        "rx_fill_ring_empty": empty,
+        "rx_dropped": max(0, kernel.get("rx_dropped", 0) - empty),
+        "rx_ring_full": kernel.get("rx_ring_full", 0),
+    }
+    return {name: count for name, count in lost.items() if count}
 
 
 def total(directions: Iterable[DirectionCounters]) -> DirectionCounters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from guestwire.control import Direction, GuestState, Memory, Status, ask_status
 from guestwire.errors import HostError
+from guestwire.metrics import lost_in_kernel
 from guestwire.runtime import CONTROL_SOCKET, base_directory, live_directories, process_number
 from guestwire.sizes import format_size
 
@@ -84,8 +85,8 @@ def _row(guest: GuestState) -> tuple[str, ...]:
         f"{port.kind} {port.interface or port.network or ''}",
         mode,
         _memory(guest.memory),
-        _direction(guest.counters.rx),
-        _direction(guest.counters.tx),
+        _direction(guest.counters.rx, lost_in_kernel(guest.counters.kernel)),
+        _direction(guest.counters.tx, {}),
     )
 
 
@@ -98,13 +99,14 @@ def _memory(memory: Memory) -> str:
     return "\n".join(lines)
 
 
-def _direction(counters: Direction) -> str:
+def _direction(counters: Direction, kernel: Mapping[str, int]) -> str:
     lines = [f"{counters.frames:,} frames, {counters.bytes:,} bytes"]
     for label, count in (
         ("zero-copy", counters.zero_copy_frames),
         ("direct", counters.direct_frames),
         *((f"copied ({reason})", count) for reason, count in counters.copied_frames.items()),
         *((f"dropped ({reason})", count) for reason, count in counters.drops.items()),
+        *((f"dropped by the kernel ({reason})", count) for reason, count in kernel.items()),
     ):
         if count:
             lines.append(f"{count:,} {label}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from guestwire.errors import GuestwireError
+from guestwire.metrics import lost_in_kernel
 from guestwire.testing import images, transfer
 from guestwire.testing.accelerator import usable_accelerator
 from guestwire.testing.backend import BackendProcess
@@ -194,8 +195,7 @@ def _direction(
         copies[ours, reason] = count
     drops = _grown(old["drops"], new["drops"])
     if way == "rx":
-        kernel = _grown(before["counters"]["kernel"], after["counters"]["kernel"])
-        drops |= {"no buffer offered": kernel.pop("rx_fill_ring_empty", 0)}
+        drops |= lost_in_kernel(_grown(before["counters"]["kernel"], after["counters"]["kernel"]))
     return Direction(
         moved,
         new["frames"] - old["frames"],

@@ -41,6 +41,7 @@ cdef struct port_interface:
     bint keeps_receive_ring     # the worker leaves that ring alone, and calls rx_post all the same
     bint wants_buffers          # a kick of the receive ring is worth waking up for
     bint busy                   # tx_poll must be called again soon: sleep only for a while
+    bint look_later             # the kernel may be about to ask for a call: the next sleep is a short one
     bint under_way              # of the next frame a part was taken, so tx_submit must have it once more
     bint progress               # something was done, although no frame or buffer is through: poll again
     bint gone                   # what the port is made of is no more

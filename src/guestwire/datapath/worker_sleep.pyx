@@ -67,7 +67,7 @@ cdef bint ask_for_kicks(worker *w, bint *busy) noexcept nogil:
         if p.ended:
             continue
         # Nobody kicks a ring without a kick descriptor.
-        poll_again = (not watch_port(w, p) or p.port.busy
+        poll_again = (not watch_port(w, p) or p.port.busy or p.port.look_later
                       or p.pair.rx.kick_fd < 0 or p.pair.tx.kick_fd < 0)
         busy[0] |= poll_again
         p.resting = not poll_again
@@ -134,6 +134,9 @@ cdef void sleep_until_event(worker *w) noexcept nogil:
     n = wait_for_events(w, events, busy, now_ns())
     if n == 0:
         w.busy_timeout_ms = min(2 * w.busy_timeout_ms, BUSY_PORT_TIMEOUT_MOST_MS)
+        for i in range(w.now.count):
+            # The pass that comes now is late enough.
+            w.now.pairs[i].port.look_later = False
     for i in range(n):
         note_event(w, &events[i])
     w.now.pairs[0].pair.counters.sleeps += 1

@@ -269,6 +269,9 @@ cdef void xdp_rx_post(port_interface *self, burst *buffers) noexcept nogil:
         post_spare_frames(x, x.fill.size, COPY_BOUNCE_MODE, SEND_RESERVE)
     if x.fill.mine != before:
         ring_submit(x.fill)
+        # A driver that found the ring empty just before may say only later that it wants to be woken: a look
+        # before we sleep, or a call that the kernel makes hang on the same flag, could come too early.
+        self.look_later = x.zero_copy
     # Looked at on every pass: the driver may ask for a wake-up after we have submitted. When busy polling is
     # preferred nobody but this call makes the NIC's driver look for frames, and for those that have left.
     if ((ring_needs_wakeup(x.fill) and load_acquire_u32(x.fill.consumer) != x.fill.mine)

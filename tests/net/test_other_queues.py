@@ -50,6 +50,15 @@ def covered(backend: Backend) -> set[int]:
     return {int(number) for number in found[1].split(",")} if found else set()
 
 
+def use(guest: FakeGuest, backend: Backend, *working: int) -> None:
+    """Enable these queue pairs and no others, and wait until they cover for those."""
+    enable(guest, *working)
+    idle = {ring.index // 2 for ring in guest.rings} - set(working)
+    wait_until(lambda: covered(backend) == idle, 30)
+    # It is told while it is done, and requests wait for that.
+    enable(guest, *working)
+
+
 def moved(backend: Backend) -> list[int]:
     """Of each pair, how many frames it took that came in on other queues."""
     return [each["rx"]["copied_frames"].get("other_queue", 0) for each in pair_counters(backend)]
@@ -70,9 +79,8 @@ def test_frames_of_every_queue_reach_the_pairs_at_work(tmp_path: Path, mode: str
     received = [0] * PAIRS
     with served(tmp_path, mode, size) as (wire, backend, guest):
         for working in ((0,), (1, 2), (0, 1, 2, 3), (3,)):
-            enable(guest, *working)
+            use(guest, backend, *working)
             idle = sorted({0, 1, 2, 3} - set(working))
-            wait_until(lambda idle=idle: covered(backend) == set(idle))  # type: ignore[misc]
             takers = {queue: working[number % len(working)] for number, queue in enumerate(idle)}
             for queue in range(PAIRS):
                 taker = takers.get(queue, queue)
@@ -98,8 +106,7 @@ def test_frames_of_every_queue_reach_the_pairs_at_work(tmp_path: Path, mode: str
 def test_frames_wait_for_a_guest_that_is_slow(tmp_path: Path) -> None:
     """More of them than the guest has buffers for: they wait where they have arrived."""
     with served(tmp_path, "direct", 256) as (wire, backend, guest):
-        enable(guest, 0)
-        wait_until(lambda: covered(backend) == {1, 2, 3})
+        use(guest, backend, 0)
         stream = FrameStream((60, 1514))
         send(wire, 2, stream, 400)
         assert guest.pairs[0].receive_stream(stream, 400)[1:3] == (400, 0)

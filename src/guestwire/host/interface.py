@@ -150,15 +150,16 @@ class Interface:
 
     @classmethod
     def open(cls, name: str) -> Interface:
-        """Look at interface ``name`` of the current network namespace.
+        """Look at interface ``name`` of the current network namespace; an alternative name will do.
 
         Raises:
             HostError: there is no such interface.
         """
         links = netlink.links()
-        link = next((entry for entry in links if entry.get_attr("IFLA_IFNAME") == name), None)
+        link = netlink.find_link(links, name)
         if link is None:
             raise _unknown_interface(name, links)
+        name = link.get_attr("IFLA_IFNAME")
         try:
             return cls._from_link(name, link, links)
         except OSError as error:

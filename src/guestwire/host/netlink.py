@@ -204,6 +204,18 @@ def links() -> list[Any]:
     return outside_event_loop(ask)
 
 
+def find_link(links: list[Any], name: str) -> Any | None:
+    """The interface that has a name, its own or an alternative one (``ip link property add ... altname``)."""
+    by_name = (link for link in links if link.get_attr("IFLA_IFNAME") == name)
+    by_other_name = (link for link in links if name in _alternative_names(link))
+    return next(by_name, None) or next(by_other_name, None)
+
+
+def _alternative_names(link: Any) -> list[str]:
+    properties = link.get_attr("IFLA_PROP_LIST")
+    return properties.get_attrs("IFLA_ALT_IFNAME") if properties else []
+
+
 def link_in_namespace(interface_index: int, namespace_id: int) -> Any | None:
     """An interface of another network namespace, or ``None`` if we may not look (CAP_NET_ADMIN)."""
 

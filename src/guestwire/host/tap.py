@@ -42,6 +42,7 @@ _SIOCGIFINDEX: Final = 0x8933
 _SIOCBRADDIF: Final = 0x89A2
 _IFF_UP: Final = 1
 
+LONGEST_NAME: Final = 15  # of an interface, in bytes: IFNAMSIZ is one more
 _REQUEST: Final = struct.Struct("16s24s")  # struct ifreq
 _NUMBER: Final = struct.Struct("i")
 FLAGS: Final = struct.Struct("H")
@@ -270,6 +271,8 @@ class TapInterface:
 
 def tap_request(fd: int, request: int, name: str, argument: bytes = b"") -> bytes:
     """Make an ioctl with a struct ifreq; return what is behind the name afterwards."""
+    if len(name.encode()) > LONGEST_NAME:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
     answer: bytes = fcntl.ioctl(fd, request, _REQUEST.pack(name.encode(), argument))
     return answer[16:]
 

@@ -18,6 +18,7 @@ from guestwire.host.routes import default_route_leaves_by
 from guestwire.host.tap import (
     FLAGS,
     FRAMES,
+    LONGEST_NAME,
     SIOCGIFHWADDR,
     TUNGETDEVNETNS,
     TUNSETIFF,
@@ -38,7 +39,7 @@ def open_tap(name: str, queues: int, namespace: str | None = None) -> TapInterfa
     """Open an interface that exists, with so many queues, or make it.
 
     Args:
-        name: its name.
+        name: its name, or an alternative one of an interface that exists.
         queues: how many.
         namespace: a name under /run/netns or the path of a namespace's file; None for ours.
 
@@ -57,7 +58,14 @@ def open_tap(name: str, queues: int, namespace: str | None = None) -> TapInterfa
 
 
 def _open(name: str, queues: int, prefix: str, ours: bool) -> TapInterface:
-    link = next((link for link in netlink.links() if link.get_attr("IFLA_IFNAME") == name), None)
+    link = netlink.find_link(netlink.links(), name)
+    if link is not None:
+        name = link.get_attr("IFLA_IFNAME")
+    elif len(name.encode()) > LONGEST_NAME:
+        raise HostError(
+            f"there is no interface {name}, and a new one's name has at most {LONGEST_NAME} bytes",
+            f"{prefix}ip -brief link",
+        )
     flags = FRAMES | (QueueFlag.IFF_MULTI_QUEUE if queues > 1 else 0)
     if link is not None and _require_usable(name, link, queues, prefix):
         flags |= QueueFlag.IFF_MULTI_QUEUE
@@ -81,6 +89,27 @@ def _open(name: str, queues: int, prefix: str, ours: bool) -> TapInterface:
         )
         undo.pop_all()
     return interface
+
+
+def own_name(name: str, namespace: str | None = None) -> str:
+    """Return the own name of the interface that has this name, or has it as an alternative one.
+
+    Args:
+        name: the name; it is returned as it is if no interface has it.
+        namespace: as for `open_tap`.
+
+    Raises:
+        HostError: the namespace cannot be entered.
+    """
+
+    def inside() -> str:
+        link = netlink.find_link(netlink.links(), name)
+        own: str = name if link is None else link.get_attr("IFLA_IFNAME")
+        return own
+
+    if namespace is None:
+        return inside()
+    return _within(netlink.namespace_path(namespace), f"network namespace {namespace}", inside)
 
 
 def _require_usable(name: str, link: Any, queues: int, prefix: str) -> bool:

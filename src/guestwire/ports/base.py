@@ -87,10 +87,7 @@ class Port(Protocol):
 
     @property
     def interface_index(self) -> int | None:
-        """The number of the port's network interface; None if it has none, or there is none of that name.
-
-        Before `open` that of the interface which it would take.
-        """
+        """The number of the port's network interface; None if it has none, or has not opened it."""
 
     @property
     def link_up(self) -> bool:

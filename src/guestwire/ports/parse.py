@@ -25,7 +25,7 @@ SYNTAX = (
 )
 
 _MAC = re.compile("([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
-_INTERFACE = re.compile("[^/:%\\s]{1,15}")
+_INTERFACE = re.compile("[^/:%\\s]{1,127}")  # own names have up to 15 bytes, alternative ones up to 127
 _NETWORK = re.compile("[A-Za-z0-9_.-]{1,64}")
 _LEAST_AGEING_SECONDS, _MOST_AGEING_SECONDS = 10, 1_000_000  # IEEE 802.1Q
 _MOST_WAIT_US = 1_000_000

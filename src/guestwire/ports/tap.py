@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from socket import if_nametoindex
 
 import guestwire.datapath.port
 from guestwire.datapath.tap import TapPort
@@ -23,7 +22,7 @@ from guestwire.host.tap import (
     Offload,
     TapInterface,
 )
-from guestwire.host.tap_opening import adopt_tap, open_tap
+from guestwire.host.tap_opening import adopt_tap, open_tap, own_name
 from guestwire.ports.base import CoversItself, Port, PortStatus
 from guestwire.virtio.features import Feature, names, net_header_size
 
@@ -120,7 +119,7 @@ class TapControl(CoversItself):
     in_order = True
 
     def __init__(self, interface: str, options: TapOptions | None = None) -> None:
-        self.name = self.asked_name = interface
+        self.name = interface
         self.options = options = options or TapOptions()
         self.max_queue_pairs = len(options.fds) or MOST_QUEUE_PAIRS
         self.mtu = options.mtu or USUAL_MTU
@@ -128,6 +127,7 @@ class TapControl(CoversItself):
         self._interface: TapInterface | None = None
         self._owner = False  # of the interface, which a port that the guest leaves for this one may share
         self._next_mtu: int | None = None
+        self._bridge: str | None = None
         self._up = False
         self._gone = False
         self._attached: dict[int, TapPort] = {}
@@ -159,14 +159,17 @@ class TapControl(CoversItself):
         if not isinstance(leaving, TapControl) or leaving._interface is None:
             return None
         mine, other = self.options, leaving.options
-        same = self.name in {leaving.name, leaving.asked_name} if not mine.fds else mine.fds == other.fds
-        alive = same and mine.netns == other.netns and leaving._interface.look() is not None
-        return leaving._interface if alive else None
+        if (mine.fds, mine.netns) != (other.fds, other.netns) or leaving._interface.look() is None:
+            return None
+        same = bool(mine.fds) or own_name(self.name, mine.netns) == leaving._interface.name
+        return leaving._interface if same else None
 
     def _foresee(self, interface: TapInterface) -> None:
         """Look whether `configure` will be refused, and which MTU it will set."""
         bridge, mtu = self.options.bridge, self.options.mtu
         if bridge is not None:
+            if interface.ours or self.options.netns is not None:
+                bridge = own_name(bridge, self.options.netns)
             interface.require_joinable(bridge)
             if mtu is None and interface.created:
                 # A bridge takes the smallest MTU of its members.
@@ -174,7 +177,7 @@ class TapControl(CoversItself):
         if mtu is not None:
             interface.set_mtu(interface.mtu_of(self.name))  # changes nothing, but asks whether we may
             self.mtu = mtu
-        self._next_mtu = mtu
+        self._next_mtu, self._bridge = mtu, bridge
 
     def _take(self, queue_pairs: int) -> TapInterface:
         fds = self.options.fds
@@ -199,8 +202,8 @@ class TapControl(CoversItself):
             self._owner, leaving._owner = True, False
         if self._next_mtu is not None:
             interface.set_mtu(self._next_mtu)
-        if self.options.bridge is not None:
-            interface.join(self.options.bridge)
+        if self._bridge is not None:
+            interface.join(self._bridge)
         if interface.created:
             interface.set_up()
         self.refresh()
@@ -283,19 +286,9 @@ class TapControl(CoversItself):
 
     @property
     def interface_index(self) -> int | None:
-        """The interface's number, if it is in our namespace; before `open`, that of the one it would take."""
-        if self._interface is not None:
-            return self._interface.index if self._interface.ours else None
-        with contextlib.suppress(GuestwireError, OSError):
-            if self.options.fds:
-                interface = adopt_tap(self.options.fds)
-                try:
-                    return interface.index if interface.ours else None
-                finally:
-                    interface.close()
-            if self.options.netns is None:
-                return if_nametoindex(self.name)
-        return None
+        """The interface's number, if it is open and in our namespace."""
+        interface = self._interface
+        return interface.index if interface is not None and interface.ours else None
 
     @property
     def link_up(self) -> bool:

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Sequence
-from socket import if_indextoname, if_nametoindex
+from socket import if_indextoname
 
 import guestwire.datapath.port
 from guestwire.datapath.window import Window
@@ -527,12 +527,8 @@ class XdpControl:
 
     @property
     def interface_index(self) -> int | None:
-        """The interface's number; before `open` that of the one which has the name now, if any."""
-        if self._interface is not None:
-            return self._interface.index
-        with contextlib.suppress(OSError):
-            return if_nametoindex(self.name)
-        return None
+        """The interface's number, if it is open."""
+        return None if self._interface is None else self._interface.index
 
     @property
     def link_up(self) -> bool:

@@ -43,7 +43,7 @@ def test_words(words: str, interface: str, options: TapOptions) -> None:
     "words",
     [
         "tap:",
-        "tap:sixteen-letters-",
+        f"tap:{'x' * 128}",
         "tap:a/b",
         "tap:tap%d",
         "tap:..",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.house import complaints, status
+from backend.house import status
 from backend.process import wait_until
 from guestwire.errors import GuestwireError
 from guestwire.host.interface import Interface
@@ -155,6 +155,5 @@ def test_one_of_two_guests_dies_and_comes_back(tmp_path: Path) -> None:
         print("bursts while it was refused other ports:", meanwhile(be_refused))
         assert Interface.open(NIC).programs == programs
         assert [guest.port.mode for guest in status(backend).values()] == ["zero-copy"] * 2
-        of_tags = "the NIC takes the tags out"
-        assert [said for said in complaints(backend.text()) if of_tags not in said] == []
+        assert " ERROR " not in backend.text()
     assert Interface.open(NIC).programs == ()

@@ -3,6 +3,7 @@
 
 VENV := .venv
 DEBUG_VENV := .venv-debug
+LOWEST_VENV := .venv-lowest
 FUZZ_SECONDS := 200
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml meson.build meson.options \
@@ -32,9 +33,13 @@ SANITIZERS := -Csetup-args=-Dbuildtype=debug -Csetup-args=-Ddebug_checks=true \
 # tests stay together.
 PARALLEL := --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
+# The tests that use what guestwire needs of other projects: netlink, the command line, tables, JSON and TOML.
+LOWEST_TESTS := tests/unit/cli tests/unit/host tests/unit/bench $(addprefix tests/unit/test_,config.py control.py) \
+	$(addprefix tests/net/test_,doctor.py interface.py link_events.py steering.py)
+
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lab-nested build lint debug fuzz bench bench-tcp soak soak-files clean setup setup-test
+.PHONY: help demo test test-lowest lab lab-nested build lint debug fuzz bench bench-tcp soak soak-files clean setup setup-test
 .DELETE_ON_ERROR:
 
 help: ## say what can be made
@@ -45,6 +50,9 @@ demo: $(VENV)/.built ## boot a guest, put it on a wire through guestwire, measur
 
 test: setup-test $(VENV)/.built $(VENV)/.test-tools ## run all tests that this machine can run
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGUMENTS)
+
+test-lowest: setup-test $(LOWEST_VENV)/.installed ## run tests with the oldest versions of what guestwire needs
+	@$(AS_ROOT) $(CURDIR)/$(LOWEST_VENV)/bin/python -m pytest $(PARALLEL) $(LOWEST_TESTS)
 
 lab: setup-test $(VENV)/.built $(VENV)/.test-tools ## prove zero copy on a NIC, in a machine that has one
 	@$(AS_ROOT) $(CURDIR)/$(BIN)/python -m pytest tests/lab $(PYTEST_ARGUMENTS)
@@ -88,7 +96,7 @@ soak-files: setup-test $(VENV)/.built $(VENV)/.test-tools ## 256 MiB each way: p
 		tests/guests/test_files.py tests/lab/test_files.py
 
 clean: ## remove what was built here (fetched kernels stay, in ~/.cache/guestwire)
-	@rm -rf $(VENV) $(DEBUG_VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(DEBUG_VENV) $(LOWEST_VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 setup:
 	@scripts/setup.sh
@@ -112,6 +120,17 @@ $(VENV)/.test-tools: pyproject.toml $(VENV)/.created
 
 $(VENV)/.lint-tools: pyproject.toml $(VENV)/.created
 	@$(BIN)/python $(PIP_INSTALL) --group lint
+	@touch $@
+
+$(LOWEST_VENV)/.installed: $(VENV)/.built
+	@echo "installing the oldest versions of what guestwire needs"
+	@rm -rf $(LOWEST_VENV) build/wheel
+	@$(call create,$(LOWEST_VENV))
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m pip wheel --quiet --no-build-isolation --no-deps \
+		-Cbuild-dir=build/release --wheel-dir=build/wheel .
+	@$(BIN)/python scripts/lowest-versions.py >build/lowest-versions.txt
+	@$(LOWEST_VENV)/bin/python $(PIP_INSTALL) --constraint build/lowest-versions.txt \
+		build/wheel/*.whl --group test
 	@touch $@
 
 $(DEBUG_VENV)/.created: | setup

@@ -50,7 +50,7 @@ cdef packet find_packet(
     const uint8_t *header, uint32_t known, uint32_t length, layout *found
 ) noexcept nogil
 
-# Say which checksum it is that is computed from the byte `start` of a frame on, and stored `offset` behind that.
+# Say which checksum it is that is computed from the byte `start` on, and stored `offset` bytes behind that.
 cdef checksum_place place_of_checksum(
     const uint8_t *header, uint32_t known, uint32_t length, uint32_t start, uint32_t offset
 ) noexcept nogil

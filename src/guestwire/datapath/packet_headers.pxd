@@ -24,7 +24,7 @@ cdef enum:
 
 cdef enum packet:
     PACKET
-    BAD_PACKET                  # of IP, but not what it says, or a fragment, or not known as far as it must be
+    BAD_PACKET                  # of IP, but not what it says, a fragment, or not known as far as needed
     NO_PACKET                   # of another protocol
 
 # Positions in a frame.

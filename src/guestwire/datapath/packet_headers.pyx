@@ -1,10 +1,11 @@
 # cython: language_level=3
 """Where the headers of a frame that a guest sends are, and what a checksum that it asks for covers.
 
-A kernel that is handed a frame with a checksum to be computed believes csum_start and csum_offset: it looks at
-the headers, lets filters decide, and writes the checksum last, wherever that is. So a guest could have it change
-an address that was checked. Only the checksum of a frame's own TCP or UDP header is left to others; what lies in
-network headers is no checksum; and any other we compute, as for guests whose tunnels ask for it.
+A kernel that is handed a frame with a checksum to be computed believes csum_start and csum_offset: it looks
+at the headers, lets filters decide, and writes the checksum last, wherever that is. So a guest could have
+it change an address that was checked. Only the checksum of a frame's own TCP or UDP header is left to
+others; what lies in network headers is no checksum; and any other we compute, as for guests whose tunnels
+ask for it.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t

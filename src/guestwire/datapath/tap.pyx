@@ -6,9 +6,9 @@ call for each frame is how a TAP interface works: it has no call for several. Wh
 of 64 KiB, whose virtio_net_hdr the kernel reads and writes as the guest's driver does.
 
 The virtio_net_hdr is always ours. One that is sent is a checked copy, which the guest cannot change
-afterwards, and so are the frame's own headers if it asks for anything: the kernel gets those that were looked
-at. One that is received comes into our memory first: the kernel's is not believed either, since a frame may have
-been queued before TUNSETOFFLOAD, for a guest that accepted more.
+afterwards, and so are the frame's own headers if it asks for anything: the kernel gets those that were
+looked at. One that is received comes into our memory first: the kernel's is not believed either, since a
+frame may have been queued before TUNSETOFFLOAD, for a guest that accepted more.
 
 Receiving is in tap_receive.pyx, sending here.
 """

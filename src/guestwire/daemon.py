@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +46,8 @@ from guestwire.virtio.features import names
 from guestwire.worker import allow_interrupts
 
 _Result = TypeVar("_Result")
+
+CHANGES = 3  # threads for each guest: `rebind`, the port's changes, the memory's
 
 SHARE_WATCH_SECONDS = 10.0
 START_WATCH_SECONDS = 0.5
@@ -120,6 +123,16 @@ def _allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _start_threads(pool: ThreadPoolExecutor, count: int) -> None:
+    """Have a pool's threads from the start, so that none is missing when a guest needs one."""
+    together = threading.Barrier(count)
+    try:
+        for _ in range(count):
+            pool.submit(together.wait)
+    except RuntimeError:  # how threading says EAGAIN
+        together.abort()
+
+
 def _budget(configuration: Configuration) -> PinnedBudget:
     guests = {
         guest.name: limit for guest in configuration.guest if (limit := guest.max_pinned_bytes) is not None
@@ -151,7 +164,7 @@ class Daemon:
         # By guest: to be set when its port is to be looked at, because something has happened to it.
         self._looks: dict[Guest, asyncio.Event] = {}
         # Changes that no session asks for; they wait for sessions, and so not in the sessions' threads.
-        self._changes = ThreadPoolExecutor(3 * len(configuration.guest), "change")
+        self._changes = ThreadPoolExecutor(CHANGES * len(configuration.guest), "change")
         self._ending = asyncio.Event()
 
     def status(self) -> Status:
@@ -190,6 +203,7 @@ class Daemon:
         # A thread for each guest's session: whatever one of them takes its time for, no other waits.
         allow_interrupts()
         _allow_descriptors()
+        _start_threads(self._changes, CHANGES * len(self._configuration.guest))
         loop.set_default_executor(ThreadPoolExecutor(len(self._configuration.guest), "session"))
         for number in _ending_signals():
             loop.add_signal_handler(number, self._ending.set)

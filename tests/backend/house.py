@@ -12,6 +12,7 @@ from typing import Self
 
 from backend.process import Backend, wait_until
 from guestwire.control import GuestState, ask_status
+from guestwire.daemon import CHANGES
 from guestwire.runtime import CONTROL_SOCKET
 from guestwire.testing import FakeGuest, FrameStream
 
@@ -28,6 +29,7 @@ port = "echo"
 """
 
 SESSION_THREADS = 2  # one a guest
+CHANGE_THREADS = CHANGES * SESSION_THREADS
 ENOUGH_FRAMES = 200
 
 
@@ -149,8 +151,8 @@ def house(folder: Path, wrapper: Sequence[str] = ()) -> Iterator[House]:
         def all_threads_are_there() -> bool:
             with made.visitor(), FakeGuest(made.rogue) as guest:
                 guest.pair.exchange(FrameStream(), 10)
-            # The main thread, those of the sessions, and the neighbour's worker.
-            return threads(backend) == 1 + SESSION_THREADS + 1
+            # The main thread, those of changes and of sessions, and the neighbour's worker.
+            return threads(backend) == 1 + CHANGE_THREADS + SESSION_THREADS + 1
 
         wait_until(all_threads_are_there)
         yield made

@@ -14,6 +14,7 @@ import pytest
 from backend.house import status, threads
 from backend.multiqueue import cpu_nanoseconds, pair_counters
 from backend.process import Backend, wait_until
+from guestwire.daemon import CHANGES
 from guestwire.testing import FakeGuest, FrameStream
 from guestwire.testing.driver import QueuePair
 from guestwire.virtio.features import Feature
@@ -89,11 +90,11 @@ def test_every_byte_comes_back_on_every_pair(tmp_path: Path, pairs: int, cpus: s
             counted = pair_counters(backend)
             assert [each["tx"]["frames"] for each in counted] == [1000] * pairs
             assert [each["rx"]["frames"] for each in counted] == [1000] * pairs
-            # The main thread, that of the session, and the workers.
-            wait_until(lambda: threads(backend) == 2 + (1 if cpus else pairs))
+            # The main thread, those of changes and of the session, and the workers.
+            wait_until(lambda: threads(backend) == 2 + CHANGES + (1 if cpus else pairs))
             for ring in guest.rings:
                 assert guest.stop_ring(ring) == 1000
-            wait_until(lambda: threads(backend) == 2)
+            wait_until(lambda: threads(backend) == 2 + CHANGES)
             for ring in guest.rings:
                 guest.start_ring(ring)
             for pair, stream in zip(guest.pairs, streams, strict=True):

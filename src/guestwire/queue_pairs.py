@@ -297,7 +297,7 @@ class QueuePairs:
         port = self.port.attach(pair, self.window, self._queue_size(pair), self.features)
         try:
             with host_refuses(f"start queue pair {pair}"):
-                work = QueuePair(
+                self._attached[pair] = work = QueuePair(
                     self.window,
                     port,
                     rx,
@@ -311,15 +311,18 @@ class QueuePairs:
                     coalesce_us=self._config.coalesce_us,
                     coalesce_packets=self._config.coalesce_packets,
                 )
-            self._attached[pair] = work
             self._enable(pair)
             work.post()
             self.port.resume(pair)
             with host_refuses(f"start queue pair {pair}"):
                 self._workers.add(pair, work, self._poll_us)
         except BaseException:
-            self._attached.pop(pair, None)
-            self.port.detach(pair)
+            if pair in self._attached:
+                # Frames may have come already.
+                self.port.quiesce(pair)
+                self._settle(pair, self._attached.pop(pair))
+            else:
+                self.port.detach(pair)
             raise
         self.state = "running"
         self.changed()
@@ -335,6 +338,10 @@ class QueuePairs:
             return
         self.port.quiesce(pair)
         self._workers.remove(pair, work)
+        self._settle(pair, work)
+
+    def _settle(self, pair: int, work: QueuePair) -> None:
+        """Give back to the guest what a pair at rest has, and note where its rings are."""
         try:
             work.finish()
             self.port.detach(pair)

@@ -167,3 +167,23 @@ def test_a_deleted_interface_is_noticed_and_the_buffers_come_back(attached: Atta
     assert attached.port.gone
     attached.detach()
     assert attached.tx.used() == [(0, 0)]
+
+
+def test_a_disabled_receive_ring_that_is_stopped_gets_no_frame(attached: Attached) -> None:
+    """The kernel has buffers of it since it was enabled, in some of which frames have arrived."""
+    for _ in range(20):
+        attached.offer(LARGE)
+    attached.step()
+    attached.arrive(5)
+    attached.pair.enable(rx=False, tx=True)
+    attached.step()
+    for _ in range(3):
+        attached.peer.send(FRAME)
+    attached.detach()
+    returned = attached.rx.used()
+    assert [head for head, _ in returned] == list(range(len(returned)))
+    assert [length for _, length in returned[5:]] == [0] * (len(returned) - 5)
+    assert attached.rx.device.base == len(returned)
+    counted = attached.counted()["rx"]
+    assert (counted["frames"], counted["direct_frames"]) == (5, 5)
+    assert counted["drops"] == {"ring_disabled": 3}

@@ -8,12 +8,13 @@ worker writes to).
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 from posix.unistd cimport write
 
 from guestwire.datapath.abi cimport used_element
 from guestwire.datapath.atomics cimport fence_seq_cst, load_relaxed_u32, store_relaxed_u32
 from guestwire.datapath.coalescing cimport coalesce_call, make_held
-from guestwire.datapath.counters cimport DROP_RING_DISABLED, Counters
+from guestwire.datapath.counters cimport DROP_RING_DISABLED, Counters, direction_counters
 from guestwire.datapath.port cimport Port, port_interface
 from guestwire.datapath.ring cimport (
     BURST_CHAINS,
@@ -204,12 +205,38 @@ cdef uint32_t queue_pair_pass(pair_work *w) noexcept nogil:
     return moved
 
 
+cdef void reclaim(pair_work *w) noexcept nogil:
+    """Return to the guest, empty, what the port has of a receive ring that is disabled.
+
+    A frame may have arrived in a buffer since then: the guest is not to get it (vhost-user, "Ring states"), so
+    it is a drop. Buffers that the port does not have are offered again, as they are.
+    """
+    cdef direction_counters *rx = &w.pair.counters.rx
+    cdef direction_counters counted
+    cdef used_element *done
+    cdef uint32_t i, count
+    while w.pair.rx.in_flight_count > w.buffers.end - w.buffers.first:
+        counted = rx[0]
+        count = w.port.rx_poll(w.port, <const used_element **>&done)
+        if count == 0:
+            break
+        for i in range(count):
+            done[i].length = 0
+        memcpy(counted.drops, rx.drops, sizeof(counted.drops))
+        counted.drops[DROP_RING_DISABLED] += rx.frames - counted.frames
+        rx[0] = counted
+        ring_push(w.pair.rx, done, count)
+    publish(w, 0, 0)
+
+
 cdef void settle(pair_work *w) noexcept nogil:
     """Give back all that the port has finished with; bounded, since frames may go on arriving."""
     cdef uint32_t passes = w.pair.rx.size + w.pair.tx.size
-    w.pair.receiving = True
+    w.pair.receiving = load_relaxed_u32(&w.rx_enabled)
     while passes and collect(w):
         passes -= 1
+    if not w.pair.receiving and not w.port.keeps_receive_ring:
+        reclaim(w)
 
 
 cdef class QueuePair:

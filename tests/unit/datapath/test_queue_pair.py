@@ -221,3 +221,20 @@ def test_frames_for_a_disabled_receive_ring_are_dropped_and_it_goes_on_exactly(m
     guest.pair.finish()
     guest.pair.settle()
     assert guest.rx.device.base == 1
+
+
+def test_a_disabled_receive_ring_gets_nothing_when_it_is_stopped(machine: Make) -> None:
+    guest = machine()
+    guest.write(SEND, bytes(12) + frame(60))
+    for i in range(3):
+        guest.rx.offer((RECEIVE + 2048 * i, 1600))
+    guest.tx.offer((SEND, 72))
+    guest.run()
+    guest.pair.enable(rx=False, tx=True)
+    guest.tx.offer((SEND, 72))
+    guest.run()
+    guest.pair.finish()
+    guest.pair.settle()
+    assert guest.rx.used() == [(0, 72)]
+    assert guest.rx.device.base == 1
+    assert guest.counted()["rx"]["drops"] == {"ring_disabled": 1}

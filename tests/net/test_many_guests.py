@@ -42,8 +42,6 @@ QUEUE_SIZE = 64
 PATIENCE_SECONDS = 30.0  # pinning takes its time, and other tests may take the processors
 
 MOST_THREADS = 1 + (1 + CHANGES) * GUESTS  # the main thread, and two pools, one of which grows slowly
-    1 + (1 + CHANGES) * GUESTS
-)  # the main thread, and two pools, one of which grows in its own time
 THREAD_BYTES = 72 * MIB  # of address space: a stack, and what malloc sets aside for a thread
 PROCESS_GROWTH = 16 * MIB  # what malloc and Python keep at hand in each thread: it ends after some 50 cycles
 # Of the whole machine, where others are at work, too. One lost piece for each attachment would be far more.

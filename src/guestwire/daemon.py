@@ -393,6 +393,8 @@ class Daemon:
             while changed.is_set():
                 changed.clear()
                 await asyncio.sleep(SPREAD_SECONDS)
+            if guest.port.interface_index is None:  # nothing spreads frames over its pairs
+                continue
             try:
                 await self._change(guest.spread)
             except Exception as error:  # the next change has another chance

@@ -9,7 +9,7 @@ from guestwire.errors import HostError
 from guestwire.ports.base import Port
 from guestwire.ports.simple import LONGEST_MTU
 from guestwire.vhost_user.constants import ProtocolFeature
-from guestwire.virtio.features import Feature, names
+from guestwire.virtio.features import GUEST_OFFLOADS, Feature, names
 from guestwire.virtio.net_config import NetConfig, NetStatus
 
 FEATURES = (
@@ -22,15 +22,6 @@ FEATURES = (
     | Feature.VIRTIO_NET_F_MAC
     | Feature.VIRTIO_NET_F_STATUS
     | Feature.VHOST_USER_F_PROTOCOL_FEATURES
-)
-# A driver that accepts one of these lets the device do something that it need not do.
-PERMISSIONS = (
-    Feature.VIRTIO_NET_F_GUEST_CSUM
-    | Feature.VIRTIO_NET_F_GUEST_TSO4
-    | Feature.VIRTIO_NET_F_GUEST_TSO6
-    | Feature.VIRTIO_NET_F_GUEST_ECN
-    | Feature.VIRTIO_NET_F_GUEST_USO4
-    | Feature.VIRTIO_NET_F_GUEST_USO6
 )
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
@@ -99,7 +90,7 @@ def require_port(config: GuestConfig, description: str, port: Port, accepted: Fe
     Raises:
         HostError: it cannot; the message says why.
     """
-    offered = features(config, port) | Feature.VIRTIO_NET_F_MTU | PERMISSIONS
+    offered = features(config, port) | Feature.VIRTIO_NET_F_MTU | GUEST_OFFLOADS
     if missing := accepted & ~offered:
         raise HostError(
             f"guest {config.name} uses {', '.join(names(missing))}, port {description} cannot offer that",

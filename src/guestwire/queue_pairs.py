@@ -26,7 +26,7 @@ from guestwire.eventfds import Signals, require_kick
 from guestwire.ports.base import Port
 from guestwire.vhost_user.device import RingConfiguration
 from guestwire.vhost_user.rings import area_lengths
-from guestwire.virtio.features import Feature, net_header_size
+from guestwire.virtio.features import GUEST_OFFLOADS, Feature, net_header_size
 from guestwire.virtio.ring_errors import RingError
 from guestwire.worker import Workers
 
@@ -295,6 +295,8 @@ class QueuePairs:
         self._attach_anew(self.port.uncover(pair))
         rx, tx = (self._device_ring(self.window, index) for index in (2 * pair, 2 * pair + 1))
         port = self.port.attach(pair, self.window, self._queue_size(pair), self.features)
+        # A driver may have accepted more from another port.
+        withheld = GUEST_OFFLOADS & ~self.port.offloads
         try:
             with host_refuses(f"start queue pair {pair}"):
                 self._attached[pair] = work = QueuePair(
@@ -304,7 +306,7 @@ class QueuePairs:
                     tx,
                     header_size=net_header_size(self.features),
                     mergeable=Feature.VIRTIO_NET_F_MRG_RXBUF in self.features,
-                    offloads=int(self.features),
+                    offloads=int(self.features & ~withheld),
                     counters=self._counters,
                     index=pair,
                     trouble_fd=self.trouble_fd,

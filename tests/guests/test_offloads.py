@@ -56,13 +56,14 @@ OFFLOADS = [feature for feature in Feature if re.search("CSUM|TSO|ECN|UFO|USO", 
 PORTS = {
     "echo": "echo",
     "tap": f"tap:{TapHost.interface}",
+    "tap-guest-plain": f"tap:{TapHost.interface},guest-offloads=no",
     "tap-plain": f"tap:{TapHost.interface},offloads=no",
     "direct": f"xdp:{Wire.interface},mode=direct,offloads=yes",
     "direct-plain": f"xdp:{Wire.interface},mode=direct,offloads=no",
     "bounce": f"xdp:{Wire.interface},mode=bounce,offloads=yes",
     "gro": f"xdp:{Wire.interface},mode=direct,offloads=yes,gro=yes",
 }
-WITH_OFFLOADS = {"echo", "tap", "direct", "bounce", "gro"}
+WITH_OFFLOADS = {"echo", "tap", "tap-guest-plain", "direct", "bounce", "gro"}
 WITH_LARGE_RECEIVED = {"echo", "tap", "gro"}
 # The interfaces of each guest: a port, and which of `DRIVERS` drives it. User-Mode Linux has one driver.
 INTERFACES: dict[str, list[tuple[str, str]]] = {
@@ -141,6 +142,7 @@ def test_a_driver_shows_what_was_negotiated(boot: Callable[[str], Interfaces], k
     else:
         assert negotiated == set()
     assert bool(negotiated & set(LARGE)) == (port in WITH_LARGE_RECEIVED)
+    assert not (port == "tap-guest-plain" and any("GUEST" in name for name in negotiated))
 
 
 @pytest.mark.parametrize("driver", [driver for driver in DRIVERS if driver != "everything"])

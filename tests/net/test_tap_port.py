@@ -12,9 +12,10 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from backend.process import wait_until
+from guestwire.ports.simple import SENT_OFFLOADS
 from guestwire.testing import BufferLayout, FakeGuest, FrameStream, SharedMemory
 from guestwire.testing.frame_stream import ETHERTYPE
-from guestwire.virtio.features import Feature
+from guestwire.virtio.features import GUEST_OFFLOADS, Feature
 from net.taps import (
     CHECKSUM,
     MERGEABLE,
@@ -114,6 +115,30 @@ def test_nothing_is_offered_if_so_told(tmp_path: Path) -> None:
         header, frame = segmented(TCP, 5000, to_guest=True)
         on.host.send(header, frame)
         assert len(guest.pair.receive().data) == 54 + 1448
+
+
+@pytest.mark.parametrize("rebound", [False, True], ids=["from the start", "after a rebind"])
+def test_what_a_guest_must_understand_is_withheld(tmp_path: Path, rebound: bool) -> None:
+    withheld = ",guest-offloads=no"
+    layout = BufferLayout(length=65600)
+    with (
+        line(tmp_path, "" if rebound else withheld) as on,
+        FakeGuest(on.backend.socket, features=MERGEABLE | OFFLOADS, transmit_layout=layout) as guest,
+    ):
+        offered = guest.frontend.get_features()
+        assert offered & SENT_OFFLOADS == SENT_OFFLOADS
+        assert bool(offered & GUEST_OFFLOADS) is rebound
+        ready(guest)
+        if rebound:
+            on.backend.run("rebind", "guest", f"tap:tap0{withheld}")
+            ready(guest)
+        header, frame = segmented(TCP, 5000, to_guest=True)
+        on.host.send(header, frame)
+        assert len(guest.pair.receive().data) == 54 + 1448
+        header, frame = segmented(TCP, 5000, to_guest=False)
+        guest.pair.send(frame, header=header.encode(12))
+        seen, arrived = on.host.receive()
+        assert (seen.gso_size, arrived) == (header.gso_size, frame)
 
 
 @pytest.mark.parametrize("transport", [TCP, UDP])

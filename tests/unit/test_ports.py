@@ -11,10 +11,10 @@ from guestwire.errors import ConfigurationError, HostError
 from guestwire.ports import geometry
 from guestwire.ports.geometry import KERNEL_HEADROOM, LARGEST_CHUNK, TAIL_RESERVE, Geometry
 from guestwire.ports.parse import SYNTAX, parse_port
-from guestwire.ports.simple import PcapControl, SimplePort
+from guestwire.ports.simple import SENT_OFFLOADS, PcapControl, SimplePort
 from guestwire.ports.xdp import XdpControl
 from guestwire.ports.xdp_options import XdpOptions
-from guestwire.virtio.features import Feature, unmet_dependencies
+from guestwire.virtio.features import GUEST_OFFLOADS, Feature, unmet_dependencies
 
 # --- words -------------------------------------------------------------------------------------------
 
@@ -33,6 +33,7 @@ from guestwire.virtio.features import Feature, unmet_dependencies
         ("xdp:eth1,steer=02:00:00:00:00:0A", "eth1", XdpOptions(steer="02:00:00:00:00:0a")),
         ("xdp:eth1,trust-mtu=yes", "eth1", XdpOptions(trust_mtu=True)),
         ("xdp:eth1,offloads=no,gro=yes", "eth1", XdpOptions(offloads="no", gro=True)),
+        ("xdp:eth1,guest-offloads=no", "eth1", XdpOptions(guest_offloads=False)),
         ("xdp:eth1,payload=in-place", "eth1", XdpOptions(payload="in-place")),
         ("xdp:eth1,busy-poll=yes", "eth1", XdpOptions(busy_poll=True)),
         (
@@ -56,6 +57,20 @@ def test_xdp(words: str, interface: str, options: XdpOptions) -> None:
 def test_a_source_is_not_checked_in_place() -> None:
     with pytest.raises(ConfigurationError, match="only be checked in a copied header"):
         parse_port("xdp:eth1,source=02:00:00:00:00:01,headers=in-place")
+
+
+def test_frames_are_not_merged_for_a_guest_that_may_not_have_large_ones() -> None:
+    with pytest.raises(ConfigurationError, match="only for a guest that is offered large ones"):
+        parse_port("xdp:eth1,gro=yes,guest-offloads=no")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["xdp:eth1,offloads=yes,guest-offloads=no", "wire:lan,guest-offloads=no"],
+)
+def test_the_half_that_a_guest_must_understand_is_withheld(words: str) -> None:
+    assert parse_port(words).offloads == SENT_OFFLOADS
+    assert parse_port(words.removesuffix(",guest-offloads=no")).offloads & GUEST_OFFLOADS
 
 
 @pytest.mark.parametrize(

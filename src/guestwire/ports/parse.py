@@ -18,10 +18,11 @@ from guestwire.ports.xdp_options import Headers, Offloads, Payload, XdpOptions
 
 SYNTAX = (
     "xdp:IFNAME[,queue=N][,mode=auto|zero-copy|direct|bounce][,shared=yes][,steer=MAC][,trust-mtu=yes]"
-    "[,headers=auto|in-place|copied][,source=MAC][,offloads=auto|yes|no][,payload=auto|in-place][,gro=yes]"
-    "[,busy-poll=yes][,busy-poll-budget=N]  "
-    "tap:IFNAME|fd=N[+M...][,netns=NS][,bridge=BR][,mtu=N][,offloads=yes|no]  "
-    "wire:NAME[,source=MAC][,ageing=S][,wait_us=N]  pcap:IN[,OUT][,repeat=yes]  echo  null"
+    "[,headers=auto|in-place|copied][,source=MAC][,offloads=auto|yes|no][,guest-offloads=no]"
+    "[,payload=auto|in-place][,gro=yes][,busy-poll=yes][,busy-poll-budget=N]  "
+    "tap:IFNAME|fd=N[+M...][,netns=NS][,bridge=BR][,mtu=N][,offloads=yes|no][,guest-offloads=no]  "
+    "wire:NAME[,source=MAC][,ageing=S][,wait_us=N][,guest-offloads=no]  "
+    "pcap:IN[,OUT][,repeat=yes]  echo  null"
 )
 
 _MAC = re.compile("([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
@@ -41,6 +42,11 @@ def _xdp(arguments: str, budget: GuestBudget | None, guest: str) -> XdpControl:
             f"port xdp:{interface}: a source can only be checked in a copied header, which the guest cannot "
             "change afterwards",
             "use headers=copied, or leave headers out",
+        )
+    if chosen.get("gro") and not chosen.get("guest_offloads", True):
+        raise ConfigurationError(
+            f"port xdp:{interface}: frames are merged only for a guest that is offered large ones",
+            "leave gro or guest-offloads out",
         )
     return XdpControl(interface, XdpOptions(**chosen), budget=budget, guest=guest)
 
@@ -136,6 +142,7 @@ _XDP_OPTIONS: dict[str, Callable[[str], object]] = {
     "headers": lambda value: value if value in get_args(Headers) else None,
     "source": _mac,
     "offloads": lambda value: value if value in get_args(Offloads) else None,
+    "guest-offloads": {"yes": True, "no": False}.get,
     "payload": lambda value: value if value in get_args(Payload) else None,
     "gro": {"yes": True, "no": False}.get,
     "busy-poll": {"yes": True, "no": False}.get,
@@ -146,11 +153,13 @@ _TAP_OPTIONS: dict[str, Callable[[str], object]] = {
     "bridge": lambda value: value if _INTERFACE.fullmatch(value) else None,
     "mtu": _mtu,
     "offloads": {"yes": True, "no": False}.get,
+    "guest-offloads": {"yes": True, "no": False}.get,
 }
 _WIRE_OPTIONS: dict[str, Callable[[str], object]] = {
     "source": _mac,
     "ageing": lambda value: _number(value, _LEAST_AGEING_SECONDS, _MOST_AGEING_SECONDS),
     "wait_us": lambda value: _number(value, 0, _MOST_WAIT_US),
+    "guest-offloads": {"yes": True, "no": False}.get,
 }
 _PCAP_OPTIONS: dict[str, Callable[[str], object]] = {
     "repeat": {"yes": True, "no": False}.get,

@@ -15,7 +15,7 @@ from guestwire.errors import ConfigurationError, HostError
 from guestwire.ports import capture_file
 from guestwire.ports.base import POLL_US, CoversItself, Port, PortStatus
 from guestwire.ports.capture_file import Capture, CaptureError
-from guestwire.virtio.features import Feature
+from guestwire.virtio.features import GUEST_OFFLOADS, Feature
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,6 @@ SENT_OFFLOADS = (
     | Feature.VIRTIO_NET_F_HOST_TSO6
     | Feature.VIRTIO_NET_F_HOST_ECN
     | Feature.VIRTIO_NET_F_HOST_USO
-)
-RECEIVED_OFFLOADS = (
-    Feature.VIRTIO_NET_F_GUEST_CSUM
-    | Feature.VIRTIO_NET_F_GUEST_TSO4
-    | Feature.VIRTIO_NET_F_GUEST_TSO6
-    | Feature.VIRTIO_NET_F_GUEST_ECN
-    | Feature.VIRTIO_NET_F_GUEST_USO4
-    | Feature.VIRTIO_NET_F_GUEST_USO6
 )
 
 
@@ -56,7 +48,7 @@ class SimplePort(CoversItself):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         # What comes back from an echo is what its guest sent.
-        self.offloads = SENT_OFFLOADS | RECEIVED_OFFLOADS if kind == "echo" else SENT_OFFLOADS
+        self.offloads = SENT_OFFLOADS | GUEST_OFFLOADS if kind == "echo" else SENT_OFFLOADS
 
     def open(self, queue_pairs: int, leaving: Port | None = None) -> None:
         """Nothing to open."""

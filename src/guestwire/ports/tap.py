@@ -24,7 +24,7 @@ from guestwire.host.tap import (
 )
 from guestwire.host.tap_opening import adopt_tap, open_tap, own_name
 from guestwire.ports.base import CoversItself, Port, PortStatus
-from guestwire.virtio.features import Feature, names, net_header_size
+from guestwire.virtio.features import GUEST_OFFLOADS, Feature, names, net_header_size
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class TapOptions:
         bridge: a bridge in that namespace to add it to; None for none.
         mtu: its MTU, to be set; None to leave it.
         offloads: offer what the kernel can do.
+        guest_offloads: also of that the half which the guest has to understand (VIRTIO_NET_F_GUEST_...).
     """
 
     fds: tuple[int, ...] = ()
@@ -102,6 +103,13 @@ class TapOptions:
     bridge: str | None = None
     mtu: int | None = None
     offloads: bool = True
+    guest_offloads: bool = True
+
+    def of(self, possible: Feature) -> Feature:
+        """Return what is offered of what the kernel can do."""
+        if not self.offloads:
+            return Feature(0)
+        return possible if self.guest_offloads else possible & ~GUEST_OFFLOADS
 
 
 class TapControl(CoversItself):
@@ -148,7 +156,7 @@ class TapControl(CoversItself):
             for queue in range(len(interface.queues)):
                 interface.detach_queue(queue)
             log.info("%s TAP interface %s", "made" if interface.created else "opened", self.name)
-        self.offloads = features_of(interface.supported_offloads) if self.options.offloads else Feature(0)
+        self.offloads = self.options.of(features_of(interface.supported_offloads))
         self.refresh()
         if self._gone:
             raise HostError(f"TAP interface {self.name} is gone already", "ip -brief link")

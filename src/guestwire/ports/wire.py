@@ -16,8 +16,8 @@ from guestwire.datapath.window import Window
 from guestwire.datapath.wire import WirePort
 from guestwire.errors import HostError
 from guestwire.ports.base import POLL_US, CoversItself, Port, PortStatus, require_source
-from guestwire.ports.simple import LONGEST_MTU, MOST_QUEUE_PAIRS, RECEIVED_OFFLOADS, SENT_OFFLOADS
-from guestwire.virtio.features import Feature
+from guestwire.ports.simple import LONGEST_MTU, MOST_QUEUE_PAIRS, SENT_OFFLOADS
+from guestwire.virtio.features import GUEST_OFFLOADS, Feature
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,13 @@ class WireOptions:
         source: the only address that the guest may send from, which is then nobody else's; None for any.
         ageing: after how many seconds of silence an address that it sent from is forgotten.
         wait_us: how long a frame that it sends waits for its receiver's buffers, in microseconds.
+        guest_offloads: offer to leave checksums and large frames of others to it (VIRTIO_NET_F_GUEST_...).
     """
 
     source: str | None = None
     ageing: int = AGEING_SECONDS
     wait_us: int = WAIT_US
+    guest_offloads: bool = True
 
 
 class _Networks:
@@ -96,7 +98,6 @@ class WireControl(CoversItself):
     max_queue_pairs = MOST_QUEUE_PAIRS
     bounce_frames = 0
     poll_us = POLL_US
-    offloads = SENT_OFFLOADS | RECEIVED_OFFLOADS
     in_order = True
     interface_index = None
     link_up = True
@@ -106,6 +107,7 @@ class WireControl(CoversItself):
 
     def __init__(self, network: str, options: WireOptions | None = None, *, guest: str = "") -> None:
         self.name, self.options = network, options or WireOptions()
+        self.offloads = SENT_OFFLOADS | (GUEST_OFFLOADS if self.options.guest_offloads else Feature(0))
         self._guest = guest
         self._network: Network | None = None
         self._member = -1

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from guestwire.ports.modes import Mode
-from guestwire.virtio.features import Feature
+from guestwire.virtio.features import GUEST_OFFLOADS, Feature
 
 Headers = Literal["auto", "in-place", "copied"]
 Offloads = Literal["auto", "yes", "no"]
@@ -46,6 +46,7 @@ class XdpOptions:
         source: the only address that the guest may send from; None for any.
         offloads: let the guest leave checksums and segmentation to us; ``auto`` does so unless zero-copy
             mode is asked for by name, because such frames are copied there.
+        guest_offloads: offer to leave checksums and merged frames to the guest (VIRTIO_NET_F_GUEST_...).
         payload: send the payload of segments ``in-place``, from the guest's pages, where the kernel takes a
             frame in several pieces; ``auto`` copies what then fits in one piece, which the kernel is faster
             with, because it copies each piece of a frame to a page of its own.
@@ -62,6 +63,7 @@ class XdpOptions:
     headers: Headers = "auto"
     source: str | None = None
     offloads: Offloads = "auto"
+    guest_offloads: bool = True
     payload: Payload = "auto"
     gro: bool = False
     busy_poll: bool = False
@@ -80,4 +82,4 @@ class XdpOptions:
             offered |= _SENDING
         if self.gro:
             offered |= _MERGING
-        return offered
+        return offered if self.guest_offloads else offered & ~GUEST_OFFLOADS

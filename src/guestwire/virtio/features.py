@@ -109,6 +109,17 @@ _DEPENDENCIES: dict[Feature, tuple[Feature, ...]] = {
 }
 
 
+GUEST_OFFLOADS = (
+    _F.VIRTIO_NET_F_GUEST_CSUM
+    | _F.VIRTIO_NET_F_GUEST_TSO4
+    | _F.VIRTIO_NET_F_GUEST_TSO6
+    | _F.VIRTIO_NET_F_GUEST_ECN
+    | _F.VIRTIO_NET_F_GUEST_USO4
+    | _F.VIRTIO_NET_F_GUEST_USO6
+)
+"""What a driver lets the device do with received frames, and the device need not do (virtio 1.3, 5.1.6.4)."""
+
+
 def net_header_size(accepted: Feature) -> int:
     """Return the bytes of a virtio_net_hdr: 10, without num_buffers, for a legacy driver (virtio 5.1.6)."""
     long = Feature.VIRTIO_F_VERSION_1 | Feature.VIRTIO_NET_F_MRG_RXBUF

@@ -25,6 +25,7 @@ ALL = SEGMENTATION | UDP_SEGMENTATION
         ("tap:tap0,bridge=br0,mtu=9000", "tap0", TapOptions(bridge="br0", mtu=9000)),
         ("tap:tap0,offloads=no", "tap0", TapOptions(offloads=False)),
         ("tap:tap0,offloads=yes", "tap0", TapOptions()),
+        ("tap:tap0,guest-offloads=no", "tap0", TapOptions(guest_offloads=False)),
         ("tap:fd=7", "", TapOptions(fds=(7,))),
         ("tap:fd=7+9+8,offloads=no", "", TapOptions(fds=(7, 9, 8), offloads=False)),
     ],

@@ -16,6 +16,7 @@ from guestwire.virtio.features import unmet_dependencies
         ("wire:lan", "lan", WireOptions()),
         ("wire:a.b-c_9,ageing=10", "a.b-c_9", WireOptions(ageing=10)),
         ("wire:lan,wait_us=0", "lan", WireOptions(wait_us=0)),
+        ("wire:lan,guest-offloads=no", "lan", WireOptions(guest_offloads=False)),
         ("wire:lan,source=02:00:00:00:00:0A", "lan", WireOptions(source="02:00:00:00:00:0a")),
     ],
 )

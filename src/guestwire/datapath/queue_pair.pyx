@@ -208,8 +208,8 @@ cdef uint32_t queue_pair_pass(pair_work *w) noexcept nogil:
 cdef void reclaim(pair_work *w) noexcept nogil:
     """Return to the guest, empty, what the port has of a receive ring that is disabled.
 
-    A frame may have arrived in a buffer since then: the guest is not to get it (vhost-user, "Ring states"), so
-    it is a drop. Buffers that the port does not have are offered again, as they are.
+    A frame may have arrived in a buffer since then: the guest is not to get it (vhost-user, "Ring states"),
+    so it is a drop. Buffers that the port does not have are offered again, as they are.
     """
     cdef direction_counters *rx = &w.pair.counters.rx
     cdef direction_counters counted

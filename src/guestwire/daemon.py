@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import resource
@@ -27,7 +26,7 @@ from guestwire.control import (
     Ring,
     Status,
 )
-from guestwire.errors import ConfigurationError, GuestwireError
+from guestwire.errors import ConfigurationError, GuestwireError, log_error
 from guestwire.guest import Guest
 from guestwire.host.link_monitor import LinkMonitor
 from guestwire.metrics import read_counters, total
@@ -36,25 +35,17 @@ from guestwire.ports.parse import parse_port
 from guestwire.queue_pairs import host_refuses
 from guestwire.rebind import rebind
 from guestwire.runtime import CONTROL_SOCKET, COUNTERS_SUFFIX, RuntimeDirectory
-from guestwire.share_watch import ShareWatch
-from guestwire.start_watch import NOT_STARTED, WAITING, StartWatch
 from guestwire.vhost_user.endpoint import Connector, Endpoint, Inherited, Listener
 from guestwire.vhost_user.inspection import start_helper
 from guestwire.vhost_user.session import Session
 from guestwire.vhost_user.transport import serve
 from guestwire.virtio.features import names
+from guestwire.watching import Watching
 from guestwire.worker import allow_interrupts
 
 _Result = TypeVar("_Result")
 
 CHANGES = 3  # threads for each guest: `rebind`, the port's changes, the memory's
-
-SHARE_WATCH_SECONDS = 10.0
-START_WATCH_SECONDS = 0.5
-PORT_WATCH_SECONDS = 2.0
-MEMORY_WATCH_SECONDS = 0.1
-SPREAD_SECONDS = 0.1  # after a queue pair has begun or ended work: others follow, as a guest starts and stops
-MEMORY_WATCH_SHARE = 0.05  # of a CPU's time, at most, for a guest that has much memory
 
 log = logging.getLogger(__name__)
 
@@ -281,14 +272,14 @@ class Daemon:
         try:
             await self._change(guest.close)
         except Exception as error:  # the others, and what the process has made, are closed all the same
-            _log_error(guest, "its port cannot be closed", error)
+            log_error(guest.log, "its port cannot be closed", error)
 
     async def _give_up(self, guest: Guest, error: Exception) -> None:
         """Serve a guest no more; that of a process's only guest is shown when the process ends."""
         await self._close(guest)
         guest.state = f"failed: {error}"
         if len(self._guests) > 1:
-            _log_error(guest, "not served", error)
+            log_error(guest.log, "not served", error)
 
     async def _serve(self, guest: Guest, endpoint: Endpoint) -> None:
         waiting = "connecting" if guest.config.role == "connect" else "listening"
@@ -299,20 +290,20 @@ class Daemon:
                     super().close()
                 finally:
                     guest.state = waiting
-                    watched.clear()
+                    watching.session_ends()
                     guest.log.info("the frontend is gone")
 
         def session() -> Session:
             guest.state = "connected"
-            watched.append(StartWatch(loop.time()))
+            watching.session_begins()
             guest.log.info("the frontend is there")
-            return GuestSession(guest, refused=lambda error: _log_error(guest, "refused", error))
+            return GuestSession(guest, refused=lambda error: log_error(guest.log, "refused", error))
 
         def ended(error: Exception) -> None:
-            _log_error(guest, "the session ended", error)
+            log_error(guest.log, "the session ended", error)
 
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        watched: list[StartWatch] = []  # of the session that there is
+        watching = Watching(guest, endpoint, self._change, lambda: self._look_at(guest))
 
         def config_changed() -> None:
             loop.call_soon_threadsafe(changed.set)
@@ -322,13 +313,6 @@ class Daemon:
         where = guest.config.socket_path or f"file descriptor {guest.config.fd}"
         guest.log.info("%s on %s, port %s", waiting, where, guest.config.port)
         following = asyncio.create_task(self._follow_port(guest, self._looks[guest]))
-        watching = [
-            asyncio.create_task(_watch_share(guest)),
-            asyncio.create_task(self._follow_memory(guest)),
-            asyncio.create_task(self._follow_pairs(guest)),
-            asyncio.create_task(self._watch_start(guest, endpoint, watched)),
-            asyncio.create_task(self._watch_port(guest)),
-        ]
         try:
             await serve(endpoint, session, ended, changed)
         except Exception as error:
@@ -336,8 +320,7 @@ class Daemon:
             raise
         finally:
             following.cancel()
-            for task in watching:
-                task.cancel()
+            watching.end()
         # An inherited connection is gone, and no other can come.
         self._guests.remove(guest)
         await self._close(guest)
@@ -379,100 +362,4 @@ class Daemon:
             try:
                 await self._change(guest.follow_port)
             except Exception as error:  # the next event has another chance
-                _log_error(guest, "its port cannot be looked at", error)
-
-    async def _follow_pairs(self, guest: Guest) -> None:
-        """Let a guest's pairs cover for those that are not at work, once these are the same for a while."""
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-
-        def pairs_changed() -> None:
-            loop.call_soon_threadsafe(changed.set)
-
-        guest.pairs.changed = pairs_changed
-        while await changed.wait():
-            while changed.is_set():
-                changed.clear()
-                await asyncio.sleep(SPREAD_SECONDS)
-            if guest.port.interface_index is None:  # nothing spreads frames over its pairs
-                continue
-            try:
-                await self._change(guest.spread)
-            except Exception as error:  # the next change has another chance
-                _log_error(guest, "its queues cannot be shared out", error)
-
-    async def _watch_port(self, guest: Guest) -> None:
-        """Look for what the kernel tells nobody of."""
-        while True:
-            await asyncio.sleep(PORT_WATCH_SECONDS)
-            if guest.port.interface_index is not None and await self._change(lambda: guest.port.disturbed):
-                self._look_at(guest)
-
-    async def _follow_memory(self, guest: Guest) -> None:
-        pause = MEMORY_WATCH_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            pause = MEMORY_WATCH_SECONDS
-            if not guest.memory_pinned:
-                continue
-            try:
-                spent = await self._change(guest.follow_memory)
-            except Exception as error:  # the next look has another chance
-                _log_error(guest, "its memory cannot be looked at", error)
-            else:
-                pause = max(pause, spent / MEMORY_WATCH_SHARE)
-
-    async def _watch_start(self, guest: Guest, endpoint: Endpoint, watched: list[StartWatch]) -> None:
-        """Say once in a session what seems to be wrong with its guest's start."""
-        loop = asyncio.get_running_loop()
-        watch: StartWatch | None = None
-        said: set[str] = set()
-        waits = False
-        while True:
-            await asyncio.sleep(START_WATCH_SECONDS)
-            last, watch = watch, (watched[0] if watched else None)
-            if watch is not last:
-                guest.notices, said, waits = [], set(), False
-            if watch is None:
-                continue
-            try:
-                waited, waits = waits, endpoint.waiting()
-                notices = [WAITING] if waited and waits else []
-                seen = None if watch.content else guest.see()
-                if seen is not None:
-                    notices += watch.look(loop.time(), seen, _kicks(guest))
-                elif not watch.content:
-                    continue
-            except Exception as error:  # the next look has another chance
-                _log_error(guest, "its start cannot be watched", error)
-                continue
-            for notice in notices:
-                if notice not in said:
-                    said.add(notice)
-                    guest.log.log(logging.INFO if notice == NOT_STARTED else logging.WARNING, "%s", notice)
-            guest.notices = notices
-
-
-def _kicks(guest: Guest) -> int:
-    return sum(pair["worker"]["kicks"] for pair in read_counters(guest.counters_path))
-
-
-async def _watch_share(guest: Guest) -> None:
-    """Warn when a guest that was to have zero copy has it no more."""
-    watch = ShareWatch()
-    while True:
-        await asyncio.sleep(SHARE_WATCH_SECONDS)
-        with contextlib.suppress(OSError):  # no more there, or no descriptor left: the next look tells more
-            counters = read_counters(guest.counters_path)
-            if guest.port.status().asked_mode != "zero-copy":
-                watch.begin(counters)
-                continue
-            for sentence in watch.look(counters):
-                guest.log.warning("%s", sentence)
-
-
-def _log_error(guest: Guest, what: str, error: Exception) -> None:
-    """Log what went wrong in a session: a sentence and its remedy, or a traceback if it is our fault."""
-    if not isinstance(error, GuestwireError):
-        guest.log.error("%s: %s", what, error, exc_info=error)
-        return
-    guest.log.error("%s: %s%s", what, error, f"; {error.remedy}" if error.remedy else "")
+                log_error(guest.log, "its port cannot be looked at", error)

@@ -7,6 +7,7 @@ Every error shown to a person is one of these.  ``str(error)`` says what happene
 from __future__ import annotations
 
 import errno
+import logging
 import os
 
 
@@ -61,3 +62,11 @@ def shortage_remedy(error: OSError, directory: str | os.PathLike[str]) -> str | 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"make room: df -h {os.fspath(directory)}"
     return None
+
+
+def log_error(log: logging.Logger, what: str, error: Exception) -> None:
+    """Log what went wrong: a sentence and its remedy, or a traceback if it is our fault."""
+    if not isinstance(error, GuestwireError):
+        log.error("%s: %s", what, error, exc_info=error)
+        return
+    log.error("%s: %s%s", what, error, f"; {error.remedy}" if error.remedy else "")

@@ -339,9 +339,15 @@ class Guest:
 
     @property
     def memory_pinned(self) -> bool:
-        """Whether `follow_memory` is to be called from time to time."""
+        """Whether `memory_suspect` is to be looked at from time to time."""
         window = self.window
         return window is not None and window.pages.watchers > 0
+
+    @property
+    def memory_suspect(self) -> bool:
+        """Whether `follow_memory` has anything to find; for the event loop, where nobody is waited for."""
+        window = self.window
+        return window is not None and window.pages.suspect
 
     @_alone
     def follow_memory(self) -> float:

@@ -99,6 +99,11 @@ class QueuePairs:
         self._signals = Signals()
 
     @property
+    def at_work(self) -> bool:
+        """Whether any pair is at work."""
+        return bool(self._attached)
+
+    @property
     def port_gone(self) -> bool:
         """Whether a worker has found that what its port is made of is no more."""
         return any(pair.port.gone for pair in list(self._attached.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -24,6 +25,8 @@ def inhabited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def block(fd: int) -> None:
     """Make the next write to an eventfd wait, wherever it is written to."""
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(fd)
     os.eventfd_write(fd, FULL)
     os.set_blocking(fd, True)
 

@@ -72,11 +72,11 @@ _SMALL_REGION = 128 << 20       # of memory that virtio-mem plugs, what Linux ca
 cdef class PageWatch:
     """Watches the pages of a guest's memory while any of it is pinned.
 
-    Its methods are called by one thread at a time.
+    All but `suspect` is called by one thread at a time.
 
     Args:
         regions: tuples ``(guest_address, size, fd, file_offset, page_size)`` in bytes but the descriptor,
-            which is borrowed until `close`; a page size above the machine's means hugetlbfs.
+            of which there is a copy until `close`; a page size above the machine's means hugetlbfs.
         scan: ask by PAGEMAP_SCAN where the kernel knows it (Linux 6.7), which takes a third of the time.
 
     Attributes:
@@ -96,13 +96,17 @@ cdef class PageWatch:
         self.files, self.regions, self.views = [], [], []
         self.pagemap = -1
         numbers = {}
-        for guest_address, size, fd, offset, page in sorted(regions):
-            status = os.fstat(fd)
-            name = status.st_dev, status.st_ino
-            if name not in numbers:
-                numbers[name] = len(self.files)
-                self.files.append([fd, page > PAGE, None])
-            self.regions.append((guest_address, size, numbers[name], offset, page))
+        try:
+            for guest_address, size, fd, offset, page in sorted(regions):
+                status = os.fstat(fd)
+                name = status.st_dev, status.st_ino
+                if name not in numbers:
+                    numbers[name] = len(self.files)
+                    self.files.append([os.dup(fd), page > PAGE, None])
+                self.regions.append((guest_address, size, numbers[name], offset, page))
+        except BaseException:
+            self.close()
+            raise
 
     def begin(self):
         """Watch from now on: all that is in memory after this, and leaves, is noticed; memory is populated.
@@ -147,6 +151,14 @@ cdef class PageWatch:
         """Unmap what nobody watches any more: a tenth of a second for each GiB in small pages."""
         if self.watchers == 0:
             self._forget()
+
+    @property
+    def suspect(self):
+        """Whether `look` has anything to look at; in any thread."""
+        try:
+            return any(huge or os.fstat(fd).st_mtime_ns != seen for fd, huge, seen in self.files)
+        except OSError:     # the file is just being closed
+            return True
 
     def look(self):
         """Return whether a page has been taken away since `begin`; what was found once stays so (`lost`).
@@ -207,7 +219,9 @@ cdef class PageWatch:
         """Let go of everything. Closing twice is harmless."""
         self._forget()
         self.watchers = 0
-        self.files, self.regions = [], []
+        files, self.files, self.regions = self.files, [], []
+        for fd, _, _ in files:
+            os.close(fd)
 
 
 def _is_zero(fd, end):

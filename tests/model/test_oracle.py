@@ -316,6 +316,19 @@ def test_wrong_direction(receive: bool, flags: int, second: bool) -> None:
     assert bench.refused() is RingError.DIRECTION
 
 
+def test_direction_in_an_indirect_table() -> None:
+    """A transmit ring's device reads: DPDK leaves the flag set there."""
+    for receive, wrong in ((True, 0), (False, WRITE)):
+        bench = Bench(receive=receive)
+        bench.write(BUFFER + 0x1000, pack_descriptor(BUFFER, 7, wrong))
+        bench.driver.describe(0, BUFFER + 0x1000, 16, INDIRECT)
+        if receive:
+            assert bench.refused() is RingError.DIRECTION
+        else:
+            bench.driver.offer(0)
+            assert [segment.length for segment in bench.pop().segments] == [7]
+
+
 def test_indirect_not_negotiated() -> None:
     bench = Bench(features=Feature.VIRTIO_F_EVENT_IDX)
     bench.write(BUFFER, pack_descriptor(BUFFER, 1))

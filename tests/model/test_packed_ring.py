@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,6 +211,15 @@ def test_the_first_broken_rule_stops_the_ring(
         machine.push()
         machine.publish()
         assert machine.take() == [(0, 0)], "what was taken before comes back"
+
+
+@pytest.mark.parametrize("receive", [False, True])
+def test_direction_in_an_indirect_table(receive: bool) -> None:
+    """A transmit ring's device reads: DPDK leaves WRITE set there."""
+    with both(Shape(8, receive=receive)) as machine:
+        machine.write(INDIRECT_AREA, struct.pack("<QIHH", BUFFERS, 10, 0, 0 if receive else WRITE))
+        expected = RingError.DIRECTION if receive else 0
+        assert break_ring(machine, (INDIRECT_AREA, 16, 0, INDIRECT)) == expected
 
 
 def test_a_list_as_long_as_the_ring_and_one_without_end() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from guestwire.datapath.split_ring import SplitRing
 from guestwire.datapath.window import Window
-from guestwire.testing.raw_ring import INDIRECT, NEXT, RawRing, pack_descriptor
+from guestwire.testing.raw_ring import INDIRECT, NEXT, WRITE, RawRing, pack_descriptor
 from guestwire.virtio.features import Feature
 from guestwire.virtio.model import GuestMemory, MemoryRegion
 from guestwire.virtio.model import SplitRing as Oracle
@@ -208,6 +208,23 @@ def test_the_longest_chain(count: int, indirect: bool) -> None:
             chain = oracle.pop()
             assert chain is not None
             assert [len(segments) for _, segments in popped] == [len(chain.segments)] == [count]
+
+
+def test_direction_in_an_indirect_table_of_a_transmit_ring() -> None:
+    """Its device reads: some drivers leave WRITE set there."""
+    with large_ring(8, [(0, 4096)]) as (ring, oracle, driver, view):
+        view[2048:2064] = pack_descriptor(64, 7, WRITE)
+        driver.describe(0, 2048, 16, INDIRECT)
+        driver.offer(0)
+        assert [[length for _, length in segments] for _, segments in ring.pop()] == [[7]]
+        assert oracle.pop() is not None
+        driver.describe(1, 64, 7, WRITE)
+        driver.offer(1)
+        assert ring.pop() == []
+        assert ring.error is not None
+        assert ring.error[0] == RingError.DIRECTION
+        with pytest.raises(RingStoppedError, match="DIRECTION"):
+            oracle.pop()
 
 
 @pytest.mark.parametrize("indirect", [False, True])

@@ -138,6 +138,26 @@ def test_every_frame_comes_back_on_four_queue_pairs(tmp_path: Path) -> None:
         assert min(counted) > 0
 
 
+@pytest.mark.parametrize("ring", [ring for ring in RINGS if "order" not in ring])
+def test_frames_of_several_segments_are_taken(tmp_path: Path, ring: str) -> None:
+    """In the indirect tables of packed rings DPDK leaves set that the device may write."""
+    with (
+        Backend(tmp_path, "null") as backend,
+        Testpmd(
+            driver(backend.socket, mergeable=True, ring=ring),
+            arguments=[f"--rxd={QUEUE_SIZE}", f"--txd={QUEUE_SIZE}", "--no-flush-rx"],
+        ) as pmd,
+    ):
+        pmd.command("set txpkts 300,300,300")
+        pmd.forward("txonly")
+        wait_until(lambda: backend.guest()["counters"]["tx"]["frames"] > 10_000)
+        pmd.command("stop")
+        counted = backend.guest()["counters"]["tx"]
+        assert counted["bytes"] == 900 * counted["frames"]
+        assert counted["drops"] == {"no_receiver": counted["frames"]}  # the port's own
+        assert [ring["error"] for ring in backend.guest()["rings"]] == [None, None]
+
+
 @pytest.mark.parametrize("ring", RINGS)
 def test_a_driver_outlives_a_killed_backend(tmp_path: Path, ring: str) -> None:
     """DPDK listens, and begins its split rings at 0 once more, wherever they are."""

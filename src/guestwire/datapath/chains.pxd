@@ -54,6 +54,15 @@ cdef inline uint32_t read_buffer(
     return RING_OK
 
 
+cdef inline uint16_t table_flags(const ring *r, uint16_t flags) noexcept nogil:
+    """Return the flags of a descriptor in an indirect table, as read_buffer is to see them.
+
+    On a transmit ring WRITE says nothing there: DPDK's driver for packed rings leaves it set. That is safe:
+    a transmit ring's buffers are only ever read, and reading what the driver lets us write harms nobody.
+    """
+    return flags & r.direction
+
+
 cdef inline uint64_t find_table(ring *r, uint32_t head, uint64_t address, uint32_t length) noexcept nogil:
     """Check where an indirect table lies; return its window offset, or 0 with the ring's error set."""
     cdef uint64_t offset

@@ -72,7 +72,8 @@ cdef uint32_t read_table(
             return read_table(
                 r, head, <const split_descriptor *>(r.window.base + offset),
                 d.length // DESCRIPTOR_SIZE, 0, True, b, c)
-        error = read_buffer(r, head, d.address, d.length, d.flags, b, c)
+        error = read_buffer(
+            r, head, d.address, d.length, table_flags(r, d.flags) if nested else d.flags, b, c)
         if error:
             return error
         if not d.flags & DESCRIPTOR_F_NEXT:

@@ -22,6 +22,7 @@ from guestwire.datapath.chains cimport (
     find_table,
     prefetch_frame,
     read_buffer,
+    table_flags,
 )
 from guestwire.datapath.ring cimport (
     CHAIN_HEAD_SHIFT,
@@ -99,7 +100,8 @@ cdef uint32_t read_table(
         entry = read_descriptor(&table[i])
         if entry.flags & DESCRIPTOR_F_INDIRECT:
             return ring_broken(self, INDIRECT_NESTED, head, i)
-        error = read_buffer(self, head, entry.address, entry.length, entry.flags, b, c)
+        error = read_buffer(
+            self, head, entry.address, entry.length, table_flags(self, entry.flags), b, c)
         if error:
             return error
     return RING_OK

@@ -143,15 +143,20 @@ class Buffers(Protocol):
     longest_chain: int
 
 
-def read_segment(ring: Buffers, address: int, length: int, flags: int, before: Sequence[Segment]) -> Segment:
+def read_segment(
+    ring: Buffers, address: int, length: int, flags: int, before: Sequence[Segment], *, in_table: bool = False
+) -> Segment:
     """Check the descriptor of one buffer, given the segments of its chain before it.
+
+    In an indirect table of a transmit ring WRITE says nothing: DPDK's driver for packed rings leaves it set,
+    and the device only reads.
 
     Raises:
         RingStoppedError: it breaks a rule.
     """
     if len(before) == ring.longest_chain:
         raise RingStoppedError(RingError.CHAIN_TOO_LONG, f"more than {ring.longest_chain}")
-    if bool(flags & VIRTQ_DESC_F_WRITE) != ring.writable:
+    if bool(flags & VIRTQ_DESC_F_WRITE) != ring.writable and (ring.writable or not in_table):
         raise RingStoppedError(RingError.DIRECTION, f"flags are {flags:#x}")
     if length == 0:
         raise RingStoppedError(RingError.ZERO_LENGTH, f"at {address:#x}")
@@ -320,9 +325,8 @@ class SplitRing:
                 entries, indirect = descriptor.length // DESCRIPTOR_SIZE, True
                 index = 0
                 continue
-            segments.append(
-                read_segment(self, descriptor.address, descriptor.length, descriptor.flags, segments)
-            )
+            element = (descriptor.address, descriptor.length, descriptor.flags)
+            segments.append(read_segment(self, *element, segments, in_table=indirect))
             if not descriptor.flags & VIRTQ_DESC_F_NEXT:
                 return Chain(head, tuple(segments))
             index = descriptor.next

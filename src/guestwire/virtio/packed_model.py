@@ -221,7 +221,7 @@ class PackedRing:
         return Chain(descriptor.id, tuple(segments)), count
 
     def _read_table(self, descriptor: Descriptor, *, alone: bool, segments: list[Segment]) -> None:
-        """Read an indirect table; in it WRITE is the only valid flag (2.8.7)."""
+        """Read an indirect table; in it WRITE is the only valid flag (2.8.7), see `read_segment`."""
         if not self.indirect:
             raise RingStoppedError(RingError.INDIRECT_NOT_NEGOTIATED, f"flags are {descriptor.flags:#x}")
         if not alone or descriptor.flags & VIRTQ_DESC_F_NEXT:
@@ -238,4 +238,5 @@ class PackedRing:
             entry = Descriptor.read(self.memory, table, index)
             if entry.flags & VIRTQ_DESC_F_INDIRECT:
                 raise RingStoppedError(RingError.INDIRECT_NESTED, f"flags are {entry.flags:#x}")
-            segments.append(read_segment(self, entry.address, entry.length, entry.flags, segments))
+            element = (entry.address, entry.length, entry.flags)
+            segments.append(read_segment(self, *element, segments, in_table=True))

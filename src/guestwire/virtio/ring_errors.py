@@ -15,7 +15,7 @@ the order of the checks is fixed:
       the chain goes on at the table's first descriptor;
    b. one that refers to a buffer: ``CHAIN_TOO_LONG``, ``DIRECTION``, ``ZERO_LENGTH``,
       ``ADDRESS_OUTSIDE_MEMORY``, ``CHAIN_TOO_LARGE``; then, if the chain continues,
-      ``NEXT_OUT_OF_RANGE``.
+      ``NEXT_OUT_OF_RANGE``.  In an indirect table of a transmit ring there is no ``DIRECTION``.
 
 Of a packed ring:
 

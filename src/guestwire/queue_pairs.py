@@ -125,8 +125,14 @@ class QueuePairs:
             os.close(self.rings.pop(index).call_fd)
             raise
         # A device before us may have been killed between showing used buffers and calling the driver.
-        with contextlib.suppress(OSError):
-            self._signals.send("call", index, call_fd)
+        if self._was_used(self.rings[index]):
+            with contextlib.suppress(OSError):
+                self._signals.send("call", index, call_fd)
+
+    def _was_used(self, ring: Ring) -> bool:
+        """Tell whether a ring is further than at its beginning, but for the wrap counters of a packed one."""
+        packed = Feature.VIRTIO_F_RING_PACKED in self.features
+        return bool(ring.base & (0x7FFF7FFF if packed else 0xFFFF))
 
     def stop_ring(self, index: int) -> int:
         """Stop a ring; its pair ends work until both run again. Return the exact index to go on from."""

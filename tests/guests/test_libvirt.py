@@ -49,8 +49,8 @@ def test_a_network_outlives_guestwire(libvirt: Libvirt, tmp_path: Path, mode: st
     with Wire() as wire:
         arguments = [*role, "--socket-path", str(socket), "--port", f"xdp:{wire.interface}"]
 
-        def serving(visit: str) -> Backend:
-            log = tmp_path / visit
+        def serving(visit: int) -> Backend:
+            log = tmp_path / str(visit)  # short: a socket's path has 107 bytes
             log.mkdir()
             return Backend(log, None, arguments, namespace=wire.near.name, wrapper=libvirt.wrapper)
 
@@ -60,14 +60,14 @@ def test_a_network_outlives_guestwire(libvirt: Libvirt, tmp_path: Path, mode: st
                 assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o660, 0, NUMBER)
             guest.wait_until(f"ping -c 1 -W 1 {wire.peer_address}")
 
-        with serving("at first") as killed, LibvirtGuest(libvirt, mode, interface(mode, socket)) as guest:
+        with serving(1) as killed, LibvirtGuest(libvirt, mode, interface(mode, socket)) as guest:
             guest.check(
                 f"ip addr add {wire.guest_address}/{wire.prefix_length} dev eth0; ip link set eth0 up"
             )
             check(guest)
             killed.process.kill()
             killed.process.wait()
-            with serving("after it was killed"):
+            with serving(2):
                 check(guest)
-            with serving("after it was stopped"):
+            with serving(3):
                 check(guest)

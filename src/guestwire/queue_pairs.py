@@ -96,7 +96,7 @@ class QueuePairs:
     def reset(self) -> None:
         """Forget what the driver accepted; no ring runs."""
         self.features = Feature(0)
-        self._signals = Signals()
+        self._signals.reset()
 
     @property
     def at_work(self) -> bool:

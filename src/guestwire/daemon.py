@@ -45,7 +45,7 @@ from guestwire.worker import allow_interrupts
 
 _Result = TypeVar("_Result")
 
-CHANGES = 3  # threads for each guest: `rebind`, the port's changes, the memory's
+CHANGES = 5  # threads for each guest: `rebind`, the port, the pairs, the memory, and what the port is asked
 
 log = logging.getLogger(__name__)
 

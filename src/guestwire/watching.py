@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Protocol, TypeVar
 
 from guestwire.errors import log_error
@@ -26,6 +26,7 @@ START_SECONDS = 0.5
 WAITING_SECONDS = 5.0  # between looks for another frontend, once the guest is at work
 PORT_SECONDS = 2.0
 MEMORY_SECONDS = 0.1
+RETRY_SECONDS = 1.0  # after a watch has failed
 MEMORY_SHARE = 0.05  # of a CPU's time, at most, for a guest that has much memory
 SPREAD_SECONDS = 0.1  # after a queue pair has begun or ended work: others follow, as a guest starts and stops
 
@@ -58,8 +59,15 @@ class Watching:
         # Set when a queue pair has gone to work, or has ended it.
         self._for_spreading, self._for_memory, self._for_port = (asyncio.Event() for _ in range(3))
         guest.pairs.changed = lambda: self._soon(self._pairs_changed)
-        watches = (self._share(), self._memory(), self._pairs(), self._starts(), self._port())
-        self._tasks = [asyncio.create_task(watch) for watch in watches]
+        watches = {
+            "its share of zero copy": self._share,
+            "its memory": self._memory,
+            "its queues": self._pairs,
+            "its start": self._starts,
+            "its port": self._port,
+        }
+        self._said: set[str] = set()  # about the start of this session's guest
+        self._tasks = [asyncio.create_task(self._keep(*each)) for each in watches.items()]
 
     def end(self) -> None:
         """Watch no more."""
@@ -68,7 +76,7 @@ class Watching:
 
     def session_begins(self) -> None:
         """A frontend has come."""
-        self._guest.notices = []
+        self._guest.notices, self._said = [], set()
         self._start = StartWatch(self._loop.time())
         self._session.set()
 
@@ -90,6 +98,19 @@ class Watching:
         for event in (self._for_spreading, self._for_memory, self._for_port):
             event.set()
 
+    async def _keep(self, what: str, watch: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Go on with a watch that fails, and say so once as long as it fails in the same way."""
+        last = ""
+        while True:
+            try:
+                await watch()
+            except Exception as error:  # the next look has another chance
+                if str(error) != last:
+                    last = str(error)
+                    log_error(self._guest.log, f"{what} cannot be watched", error)
+            await asyncio.sleep(RETRY_SECONDS)
+            self._pairs_changed()
+
     # --- the watches ---------------------------------------------------------------------------------
 
     async def _pairs(self) -> None:
@@ -101,10 +122,7 @@ class Watching:
                 await asyncio.sleep(SPREAD_SECONDS)
             if guest.port.interface_index is None:  # nothing spreads frames over its pairs
                 continue
-            try:
-                await self._in_thread(guest.spread)
-            except Exception as error:  # the next change has another chance
-                log_error(guest.log, "its queues cannot be shared out", error)
+            await self._in_thread(guest.spread)
 
     async def _port(self) -> None:
         """Look for what the kernel tells nobody of."""
@@ -113,11 +131,8 @@ class Watching:
             self._for_port.clear()
             while guest.pairs.at_work and guest.port.interface_index is not None:
                 await asyncio.sleep(PORT_SECONDS)
-                try:
-                    if await self._in_thread(lambda: guest.port.disturbed):
-                        self._look_at_port()
-                except Exception as error:  # the next look has another chance
-                    log_error(guest.log, "its port cannot be watched", error)
+                if await self._in_thread(lambda: guest.port.disturbed):
+                    self._look_at_port()
 
     async def _memory(self) -> None:
         """See whether memory that is pinned is given back."""
@@ -128,13 +143,8 @@ class Watching:
             while guest.memory_pinned:
                 await asyncio.sleep(pause)
                 pause = MEMORY_SECONDS
-                if not guest.memory_suspect:
-                    continue
-                try:
+                if guest.memory_suspect:
                     spent = await self._in_thread(guest.follow_memory)
-                except Exception as error:  # the next look has another chance
-                    log_error(guest.log, "its memory cannot be looked at", error)
-                else:
                     pause = max(pause, spent / MEMORY_SHARE)
 
     async def _starts(self) -> None:
@@ -145,24 +155,20 @@ class Watching:
             await asyncio.sleep(0)  # for the session's end to be noted
 
     async def _follow_start(self, watch: StartWatch) -> None:
-        guest, said, waits = self._guest, set[str](), False
+        guest, waits = self._guest, False
         while True:
             await asyncio.sleep(WAITING_SECONDS if watch.content and not waits else START_SECONDS)
             if watch is not self._start:
                 return
-            try:
-                waited, waits = waits, self._endpoint.waiting()
-                notices = [WAITING] if waited and waits else []
-                if not watch.content:
-                    if (seen := guest.see()) is None:
-                        continue
-                    notices += watch.look(self._loop.time(), seen, _kicks(guest))
-            except Exception as error:  # the next look has another chance
-                log_error(guest.log, "its start cannot be watched", error)
-                continue
+            waited, waits = waits, self._endpoint.waiting()
+            notices = [WAITING] if waited and waits else []
+            if not watch.content:
+                if (seen := guest.see()) is None:
+                    continue
+                notices += watch.look(self._loop.time(), seen, _kicks(guest))
             for notice in notices:
-                if notice not in said:
-                    said.add(notice)
+                if notice not in self._said:
+                    self._said.add(notice)
                     level = logging.INFO if notice == NOT_STARTED else logging.WARNING
                     guest.log.log(level, "%s", notice)
             guest.notices = notices

@@ -33,7 +33,7 @@ class Attached:
         self.wire = wire
         self.control = XdpControl(wire.interface, XdpOptions(mode="direct"))
         wire.near.call(lambda: self.control.open(1))
-        fd = os.memfd_create("guest")
+        self.memory = fd = os.memfd_create("guest")
         os.ftruncate(fd, SIZE)
         frames = self.control.bounce_frames
         self.window = Window([(GUEST_BASE, 0x7F0000000000, SIZE, fd, 0)], bounce_frames=frames)
@@ -41,8 +41,7 @@ class Attached:
         self.tx = Ring(self.window, 0x4000, receive=False)
         counter_fd = os.memfd_create("counters")
         self.counters = Counters(counter_fd, 1)
-        for descriptor in (fd, counter_fd):
-            os.close(descriptor)
+        os.close(counter_fd)
         self.port = wire.near.call(
             lambda: self.control.attach(0, self.window, 64, Feature.VIRTIO_NET_F_MRG_RXBUF)
         )
@@ -98,6 +97,7 @@ class Attached:
         self.peer.close()
         self.control.close()
         self.window.close()
+        os.close(self.memory)
 
 
 @pytest.fixture

@@ -39,15 +39,15 @@ class Attached:
     def __init__(self, wire: Wire, options: XdpOptions) -> None:
         self.control = XdpControl(wire.interface, options)
         wire.near.call(lambda: self.control.open(1))
-        fd, counter_fd = os.memfd_create("guest"), os.memfd_create("counters")
+        self.memory = fd = os.memfd_create("guest")
+        counter_fd = os.memfd_create("counters")
         os.ftruncate(fd, SIZE)
         frames = self.control.bounce_frames
         self.window = Window([(GUEST_BASE, 0x7F0000000000, SIZE, fd, 0)], bounce_frames=frames)
         self.rx = Ring(self.window, 0, receive=True)
         tx = Ring(self.window, 0x4000, receive=False)
         self.counters = Counters(counter_fd, 1)
-        for descriptor in (fd, counter_fd):
-            os.close(descriptor)
+        os.close(counter_fd)
         port = wire.near.call(lambda: self.control.attach(0, self.window, 64, Feature(0)))
         self.socket_fd = port.fd
         self.pair = QueuePair(self.window, port, self.rx.device, tx.device, counters=self.counters)
@@ -92,6 +92,7 @@ class Attached:
         self.pair.settle()
         self.control.close()
         self.window.close()
+        os.close(self.memory)
 
 
 @contextlib.contextmanager

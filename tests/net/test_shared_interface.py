@@ -83,6 +83,7 @@ def test_guests_of_a_file_that_want_the_same_queue(wire: Wire, tmp_path: Path) -
         "".join(f"[[guest]]\nsocket_path = '{path}'\nport = 'xdp:{wire.interface}'\n" for path in sockets)
     )
     with Backend(tmp_path, None, [str(file)], namespace=wire.near.name, sockets=sockets[:1]) as backend:
+        wait_until(lambda: status(backend)["b"].state != "starting")  # it is opened after the other one
         states = status(backend)
         assert states["a"].state == "listening"
         assert states["b"].state == f"failed: interface {wire.interface}: guest a has queue 0 already"

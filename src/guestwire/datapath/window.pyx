@@ -248,7 +248,7 @@ cdef class Window:
 
     Args:
         regions: up to 509 tuples ``(guest_address, user_address, size, fd, file_offset)``, all in bytes
-            but the file descriptor, which is borrowed. No two may overlap.
+            but the file descriptor, which is borrowed until `close` (`pages`). No two may overlap.
         bounce_frames: how many frames of 4,096 bytes of our own to append.
 
     Attributes:

@@ -125,7 +125,7 @@ def test_the_last_of_several_ends_it(memory: SharedMemory) -> None:
     assert watch.watchers == 0
     assert not watch.look()
     watch.tidy()
-    assert open_files() == before + 1  # its copy of the file's descriptor
+    assert open_files() == before
     watch.begin()
     assert not watch.look()
     watch.close()

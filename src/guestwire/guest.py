@@ -329,12 +329,19 @@ class Guest:
 
     @_alone
     def spread(self) -> None:
-        """Have frames that come in for queue pairs which the guest does not use reach those that it does."""
+        """Have frames that come in for queue pairs which the guest does not use reach those that it does.
+
+        Raises:
+            GuestwireError: the port refuses; the pairs go on as before.
+        """
         if self.closed or self.lost is not None:
             return
+        before = self.pairs.at_work
         try:
             self.pairs.spread()
         except GuestwireError as error:
+            if self.pairs.at_work >= before:
+                raise
             self.lose_port(f"port {self.config.port}: {error}")
 
     @property
@@ -428,6 +435,7 @@ class Guest:
         """Belong to this port from now on. The lock is held, and the queue pairs are on the port already."""
         self.port, self.lost = port, None
         self.config = msgspec.structs.replace(self.config, port=description)
+        self.pairs.changed()  # whoever watches the pairs' port has another one to watch
         self.show_link()
 
     def show_link(self, *, up: bool = True) -> None:

@@ -99,9 +99,9 @@ class QueuePairs:
         self._signals.reset()
 
     @property
-    def at_work(self) -> bool:
-        """Whether any pair is at work."""
-        return bool(self._attached)
+    def at_work(self) -> frozenset[int]:
+        """The pairs that are at work."""
+        return frozenset(self._attached)
 
     @property
     def port_gone(self) -> bool:
@@ -217,7 +217,8 @@ class QueuePairs:
         To be called some time after `changed`: rings start and stop one after the other.
 
         Raises:
-            GuestwireError: pairs cannot go on. They are at rest, with nothing lost, until the next `move`.
+            GuestwireError: the port refuses. Pairs that are not `at_work` any more are at rest, with nothing
+                lost, until the next `move`.
         """
         self._attach_anew(self.port.cover(self._attached))
 
@@ -226,9 +227,9 @@ class QueuePairs:
             return
         assert self.window is not None
         port = self.port
-        for pair in pairs:
-            port.prepare(pair, self.window, self._queue_size(pair), self.features)
         try:
+            for pair in pairs:
+                port.prepare(pair, self.window, self._queue_size(pair), self.features)
             for pair in pairs:
                 self._detach(pair)
             for pair in pairs:

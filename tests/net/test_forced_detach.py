@@ -72,6 +72,17 @@ def test_it_is_put_back(wire: Wire, tmp_path: Path) -> None:
             )
 
 
+def test_it_is_put_back_after_a_rebind_from_a_port_without_an_interface(wire: Wire, tmp_path: Path) -> None:
+    with tenants(tmp_path, wire, 1) as house:
+        (name,) = status(house.backend)
+        port = status(house.backend)[name].port.description
+        for description in ("null", port):
+            assert house.backend.run("rebind", name, description).returncode == 0
+        before = programs(wire)
+        detach(house.backend)
+        wait_until(lambda: programs(wire) == before)
+
+
 def test_another_program_is_in_its_place(wire: Wire, tmp_path: Path) -> None:
     def link_is_up() -> bool:
         config = NetConfig.decode(house.all[0].guest.frontend.get_config(0, 12))

@@ -178,6 +178,37 @@ def test_a_port_that_refuses_leaves_a_ring_as_it_was(
     assert port.attached == {0}
 
 
+@pytest.mark.parametrize("step", ["prepare", "attach"])
+def test_a_port_that_cannot_cover_for_idle_pairs(
+    guest: Guest,
+    port: FickleEcho,
+    memory: SharedMemory,
+    kick: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """A refusal beforehand changes nothing; afterwards the guest has no port."""
+    guest.set_memory([borrowed(memory.regions[0])])
+    for index in (0, 1):
+        guest.start_ring(index, ring(memory, kick()))
+    forgotten = []
+
+    def refuse(*_: object) -> None:
+        raise HostError("not now")
+
+    monkeypatch.setattr(port, "cover", list)
+    monkeypatch.setattr(port, step, refuse)
+    monkeypatch.setattr(port, "forget", lambda: forgotten.append(step))
+    if step == "prepare":
+        with pytest.raises(HostError, match="not now"):
+            guest.spread()
+        assert (port.attached, guest.lost) == ({0}, None)
+    else:
+        guest.spread()
+        assert guest.lost == "port echo: not now"
+    assert forgotten  # what was prepared is unpinned
+
+
 def test_a_port_that_refuses_new_memory_goes_on_with_the_old(
     guest: Guest, port: FickleEcho, memory: SharedMemory, kick: Callable[[], int]
 ) -> None:

@@ -145,7 +145,8 @@ cdef class PageWatch:
 
     def end(self):
         """Watch no longer, if nobody else wants it. What takes long about that is left to `tidy`."""
-        self.watchers -= 1
+        if self.watchers:   # it may have been closed before
+            self.watchers -= 1
 
     def tidy(self):
         """Unmap what nobody watches any more: a tenth of a second for each GiB in small pages."""

@@ -329,6 +329,7 @@ class XdpControl:
                 if not plans or isinstance(error, QueueBusyError):
                     raise
                 failures.append(f"{plan.mode}: {error}")
+        stand_ins: list[StandIn] = []
         try:
             reserve = buffers_needed(self._interface, registration.plan)
             polls, why_not = busy_polling.set_up(registration, self._interface, self.options)
@@ -338,7 +339,8 @@ class XdpControl:
             stand_ins = self._open_stand_ins(covers, window)
             port = self._port(pair, window, registration, reserve, stand_ins, busy_poll=polls)
         except BaseException:
-            registration.close()
+            for each in (registration, *(stand_in.registration for stand_in in stand_ins)):
+                each.close()
             raise
         attached = _Attached(self._queues[pair], registration, port, note, reserve, covers, stand_ins)
         self._attached[pair] = attached
